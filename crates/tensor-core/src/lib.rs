@@ -1,0 +1,29 @@
+//! The floor that every other thalweg crate stands on: a thin layer over [candle](candle_core)
+//! with what training code needs and candle does not have.
+//!
+//! | module | what it gives |
+//! | --- | --- |
+//! | [`device`] | parse `cpu`, `cuda:1`, `metal`; a missing feature is an error that names it |
+//! | [`random`] | seeded, splittable random streams that fill tensors, the same bits for any thread count |
+//! | [`params`] | a view over named variables: flatten, dot, norm, axpy, EMA, snapshot, in place |
+//! | [`kernels`] | the fused elementwise update engine and reductions in a fixed order |
+//! | [`autograd`] | Hessian-vector products, mixed and forward derivatives, gradient checks |
+//! | [`solve`] | conjugate gradient, Neumann series, power iteration, Lanczos, fixed points |
+//! | [`checkpoint`] | atomic safetensors files of named state that refuse what does not fit |
+//!
+//! Tensors are candle's; nothing here adds a tensor type. Nothing here prints: progress and
+//! decisions are `tracing` events.
+
+pub mod autograd;
+pub mod checkpoint;
+pub mod device;
+mod error;
+pub mod flat;
+pub mod kernels;
+pub mod params;
+pub mod random;
+pub mod solve;
+#[cfg(feature = "verify")]
+pub mod verify;
+
+pub use error::{Error, Result};
