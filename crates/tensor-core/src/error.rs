@@ -89,7 +89,9 @@ pub enum Error {
     LostGradient(Vec<String>),
 
     /// An analytic gradient disagrees with finite differences.
-    #[error("gradient of {name} at index {index}: {analytic} by backward, {numeric} by differences")]
+    #[error(
+        "gradient of {name} at index {index}: {analytic} by backward, {numeric} by differences"
+    )]
     WrongGradient {
         /// The variable.
         name: String,
@@ -112,9 +114,33 @@ pub enum Error {
         residual: f64,
     },
 
+    /// A direction along which a quadratic form that should be positive is negative.
+    #[error("{method}: curvature {value:e} at iteration {iteration}: the operator is not positive semi-definite")]
+    NegativeCurvature {
+        /// The method.
+        method: &'static str,
+        /// The iteration at which it was noticed.
+        iteration: usize,
+        /// The Rayleigh quotient along the direction.
+        value: f64,
+    },
+
     /// A checkpoint does not fit what it is loaded into.
     #[error("checkpoint does not fit:\n  {}", .0.join("\n  "))]
     CheckpointMismatch(Vec<String>),
+
+    /// A checkpoint was written in a format that this version does not know yet.
+    #[error(
+        "{path}: checkpoint format {found}, this version reads up to {supported}; update the crate"
+    )]
+    NewerFormat {
+        /// The file.
+        path: String,
+        /// The format version in the file.
+        found: u32,
+        /// The newest format version that can be read.
+        supported: u32,
+    },
 
     /// A file is not what it should be.
     #[error("{path}: {reason}")]

@@ -317,7 +317,9 @@ impl RandomStream {
             let bits: Vec<u8> = data.iter().map(|u| u8::from(*u < p)).collect();
             return Ok(Tensor::from_vec(bits, shape, device)?);
         }
-        to_tensor(data, shape, dtype, device, move |u| f64::from(u8::from(u < p)))
+        to_tensor(data, shape, dtype, device, move |u| {
+            f64::from(u8::from(u < p))
+        })
     }
 
     /// One index per row, drawn with probability proportional to `weights` `[.., n]` (any
@@ -466,7 +468,11 @@ fn rows_of(tensor: &Tensor) -> Result<(Vec<Vec<f64>>, Vec<usize>)> {
         .last()
         .ok_or_else(|| Error::invalid("weights", "a scalar", "at least one dimension"))?;
     if n == 0 {
-        return Err(Error::invalid("weights", "an empty row", "at least one entry"));
+        return Err(Error::invalid(
+            "weights",
+            "an empty row",
+            "at least one entry",
+        ));
     }
     let flat = tensor.to_dtype(DType::F64)?.reshape(((), n))?;
     Ok((flat.to_vec2()?, tensor.dims()[..tensor.rank() - 1].to_vec()))

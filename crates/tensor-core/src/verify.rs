@@ -162,8 +162,7 @@ impl Reference {
             path: path.display().to_string(),
             reason,
         };
-        let (_, header) =
-            SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
         let mut tensors = BTreeMap::new();
@@ -383,7 +382,11 @@ fn judge(name: &str, got: &[f64], expected: &Array, tolerance: Tolerance) -> Com
         } else {
             f64::INFINITY
         };
-        max_abs = if difference.is_nan() { f64::INFINITY } else { max_abs.max(difference) };
+        max_abs = if difference.is_nan() {
+            f64::INFINITY
+        } else {
+            max_abs.max(difference)
+        };
         if ratio > worst {
             worst = ratio;
             at = Some((i, a, b));
@@ -398,7 +401,9 @@ fn judge(name: &str, got: &[f64], expected: &Array, tolerance: Tolerance) -> Com
     }
     result.max_abs = max_abs;
     if !result.passed {
-        let place = at.map_or(String::new(), |(i, a, b)| format!(", worst at {i}: {a} for {b}"));
+        let place = at.map_or(String::new(), |(i, a, b)| {
+            format!(", worst at {i}: {a} for {b}")
+        });
         result.detail = format!("{mismatches} of {} differ{place}", got.len());
     }
     result
