@@ -1,0 +1,148 @@
+//! Packing the set entries of a tile together, and spreading them back.
+
+use super::mask::TILE;
+use super::Element;
+
+/// Entries that a packed tile may be overwritten beyond its end.
+pub(super) const PAD: usize = 16;
+
+/// Copies the entries of `from` that `words` sets to the front of `to`, in order, and returns
+/// their number. What lies behind them in `to` is left undefined.
+pub(super) fn pack<P: Element>(from: &[P], words: &[u64], to: &mut [P; TILE + PAD]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if size_of::<P>() == 4 && wide::available() {
+        // SAFETY: the processor has the instructions, and `P` is four plain bytes.
+        return unsafe { wide::pack32(from, words, to) };
+    }
+    let mut count = 0;
+    for (chunk, &word) in from.chunks(64).zip(words) {
+        for (bit, &value) in chunk.iter().enumerate() {
+            // Written always, kept when the bit is set: no branch to mispredict.
+            to[count.min(TILE)] = value;
+            count += ((word >> bit) & 1) as usize;
+        }
+    }
+    count
+}
+
+/// The inverse of [`pack`]: overwrites the entries of `to` that `words` sets.
+pub(super) fn spread<P: Element>(from: &[P; TILE + PAD], words: &[u64], to: &mut [P]) {
+    #[cfg(target_arch = "x86_64")]
+    if size_of::<P>() == 4 && wide::available() {
+        // SAFETY: the processor has the instructions, and `P` is four plain bytes.
+        unsafe { wide::spread32(from, words, to) };
+        return;
+    }
+    let mut count = 0;
+    for (chunk, &word) in to.chunks_mut(64).zip(words) {
+        for (bit, value) in chunk.iter_mut().enumerate() {
+            let set = (word >> bit) & 1 == 1;
+            *value = if set { from[count.min(TILE)] } else { *value };
+            count += usize::from(set);
+        }
+    }
+}
+
+/// Sixteen 32-bit entries at a time with AVX-512's compress and expand.
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    use super::{PAD, TILE};
+    use std::arch::x86_64::{
+        _mm512_loadu_si512, _mm512_mask_expand_epi32, _mm512_mask_storeu_epi32,
+        _mm512_maskz_compress_epi32, _mm512_maskz_loadu_epi32, _mm512_storeu_si512,
+    };
+
+    const LANES: usize = 16;
+
+    pub(super) fn available() -> bool {
+        is_x86_feature_detected!("avx512f")
+    }
+
+    /// Bits of the entries `start..start + 16` that exist, and those of them that are set.
+    #[inline(always)]
+    fn bits(words: &[u64], start: usize, len: usize) -> (u16, u16) {
+        let exist = match len - start {
+            n if n >= LANES => u16::MAX,
+            n => (1 << n) - 1,
+        };
+        let set = (words[start / 64] >> (start % 64)) as u16;
+        (exist, set & exist)
+    }
+
+    /// # Safety
+    /// Needs AVX-512F, and a `P` of four bytes without padding.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn pack32<P>(from: &[P], words: &[u64], to: &mut [P; TILE + PAD]) -> usize {
+        let (from_at, to_at) = (from.as_ptr().cast::<i32>(), to.as_mut_ptr().cast::<i32>());
+        let mut count = 0;
+        for start in (0..from.len()).step_by(LANES) {
+            let (exist, set) = bits(words, start, from.len());
+            // SAFETY: masked-out lanes are not read; at most TILE entries are packed, and the
+            // whole vector is stored inside the padding.
+            unsafe {
+                let values = _mm512_maskz_loadu_epi32(exist, from_at.add(start));
+                let packed = _mm512_maskz_compress_epi32(set, values);
+                _mm512_storeu_si512(to_at.add(count).cast(), packed);
+            }
+            count += set.count_ones() as usize;
+        }
+        count
+    }
+
+    /// # Safety
+    /// Needs AVX-512F, and a `P` of four bytes without padding.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn spread32<P>(from: &[P; TILE + PAD], words: &[u64], to: &mut [P]) {
+        let (from_at, to_at) = (from.as_ptr().cast::<i32>(), to.as_mut_ptr().cast::<i32>());
+        let mut count = 0;
+        for start in (0..to.len()).step_by(LANES) {
+            let (exist, set) = bits(words, start, to.len());
+            // SAFETY: masked-out lanes are neither read nor written; reads of packed entries end
+            // inside the padding.
+            unsafe {
+                let old = _mm512_maskz_loadu_epi32(exist, to_at.add(start));
+                let packed = _mm512_loadu_si512(from_at.add(count).cast());
+                let new = _mm512_mask_expand_epi32(old, set, packed);
+                _mm512_mask_storeu_epi32(to_at.add(start), exist, new);
+            }
+            count += set.count_ones() as usize;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip<P: Element + PartialEq + std::fmt::Debug>(
+        len: usize,
+        value: impl Fn(usize) -> P,
+    ) {
+        let from: Vec<P> = (0..len).map(&value).collect();
+        for pattern in [0, u64::MAX, 0x8000_0000_0000_0001, 0x1234_5678_9abc_def1] {
+            let mut words = vec![pattern; len.div_ceil(64)];
+            if let Some(last) = words.last_mut().filter(|_| len % 64 != 0) {
+                *last &= (1 << (len % 64)) - 1;
+            }
+            let set = |i: usize| (words[i / 64] >> (i % 64)) & 1 == 1;
+            let expected: Vec<P> = (0..len).filter(|i| set(*i)).map(&value).collect();
+            let mut packed = [P::default(); TILE + PAD];
+            let count = pack(&from, &words, &mut packed);
+            assert_eq!(packed[..count], expected[..]);
+            let mut back = vec![value(len); len];
+            spread(&packed, &words, &mut back);
+            for i in 0..len {
+                assert_eq!(back[i], if set(i) { value(i) } else { value(len) });
+            }
+        }
+    }
+
+    #[test]
+    fn packs_and_spreads_every_width() {
+        for len in [1, 15, 16, 17, 64, 100, TILE - 1, TILE] {
+            round_trip::<f32>(len, |i| i as f32 + 1.0);
+            round_trip::<f64>(len, |i| i as f64 + 1.0);
+            round_trip::<half::bf16>(len, |i| half::bf16::from_f32((i % 200) as f32));
+        }
+    }
+}
