@@ -1,1 +1,9 @@
-fn main(){}
+//! Integration tests of `thalweg-nn`: one binary, a module per topic.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+extern crate thalweg_nn as nn;
+
+mod init;
+mod layers;
+mod losses;
+mod support;
