@@ -105,6 +105,16 @@ impl Mask {
         Ok(both.map(|(a, b)| (a & b).count_ones() as usize).sum())
     }
 
+    #[cfg(any(feature = "cuda", feature = "verify"))]
+    pub(super) fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    #[cfg(any(feature = "cuda", feature = "verify"))]
+    pub(super) fn offsets(&self) -> &[u32] {
+        &self.offsets
+    }
+
     /// Position in the compact state of the first set entry at or after tile `tile`.
     pub(super) fn offset(&self, tile: usize) -> usize {
         self.offsets[tile] as usize

@@ -13,8 +13,15 @@
 //! of threads.
 //!
 //! On the CPU all of this works for `f32`, `f64`, and for `bf16`/`f16` parameters with `f32` or
-//! `bf16` state.
+//! `bf16` state. With the feature `cuda`, parameters on a CUDA device take the same step in one
+//! launch of a kernel that is compiled at run time from the rule's [`device`] text; there is no
+//! Metal form (a table of addresses cannot be passed there), and a step there is an error.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod device;
+#[cfg(feature = "verify")]
+mod host_check;
 mod mask;
 mod pack;
 mod plan;
@@ -24,6 +31,8 @@ mod rule;
 mod segment;
 mod update;
 
+#[cfg(feature = "verify")]
+pub use host_check::check_on_host;
 pub use mask::Mask;
 pub use real::{Element, Real};
 pub use reduce::{dot, moments, sum_squares, Moments};

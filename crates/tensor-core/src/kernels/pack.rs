@@ -121,7 +121,7 @@ mod tests {
         let from: Vec<P> = (0..len).map(&value).collect();
         for pattern in [0, u64::MAX, 0x8000_0000_0000_0001, 0x1234_5678_9abc_def1] {
             let mut words = vec![pattern; len.div_ceil(64)];
-            if let Some(last) = words.last_mut().filter(|_| len % 64 != 0) {
+            if let Some(last) = words.last_mut().filter(|_| !len.is_multiple_of(64)) {
                 *last &= (1 << (len % 64)) - 1;
             }
             let set = |i: usize| (words[i / 64] >> (i % 64)) & 1 == 1;
@@ -131,8 +131,8 @@ mod tests {
             assert_eq!(packed[..count], expected[..]);
             let mut back = vec![value(len); len];
             spread(&packed, &words, &mut back);
-            for i in 0..len {
-                assert_eq!(back[i], if set(i) { value(i) } else { value(len) });
+            for (i, got) in back.iter().enumerate() {
+                assert_eq!(*got, if set(i) { value(i) } else { value(len) });
             }
         }
     }

@@ -10,6 +10,7 @@ use crate::{Error, Result};
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor, Var};
 use half::{bf16, f16};
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,15 +42,20 @@ enum Buffer {
     F32(Vec<f32>),
     F64(Vec<f64>),
     Bf16(Vec<bf16>),
+    /// On a device: a flat tensor that nobody else holds.
+    Device(Tensor),
 }
 
 impl Buffer {
-    fn zeros(dtype: DType, len: usize) -> Self {
-        match dtype {
+    fn zeros(dtype: DType, len: usize, device: &Device) -> Result<Self> {
+        if !device.is_cpu() {
+            return Ok(Self::Device(Tensor::zeros(len, dtype, device)?));
+        }
+        Ok(match dtype {
             DType::F64 => Self::F64(vec![0.0; len]),
             DType::BF16 => Self::Bf16(vec![bf16::ZERO; len]),
             _ => Self::F32(vec![0.0; len]),
-        }
+        })
     }
 
     fn bytes(&self) -> usize {
@@ -57,6 +63,7 @@ impl Buffer {
             Self::F32(data) => data.capacity() * 4,
             Self::F64(data) => data.capacity() * 8,
             Self::Bf16(data) => data.capacity() * 2,
+            Self::Device(data) => data.elem_count() * data.dtype().size_in_bytes(),
         }
     }
 
@@ -65,6 +72,8 @@ impl Buffer {
             Self::F32(data) => data.as_mut_ptr().cast(),
             Self::F64(data) => data.as_mut_ptr().cast(),
             Self::Bf16(data) => data.as_mut_ptr().cast(),
+            // Device memory is reached through its tensor.
+            Self::Device(_) => std::ptr::null_mut(),
         }
     }
 
@@ -73,6 +82,7 @@ impl Buffer {
             Self::F32(data) => Tensor::from_slice(data, shape, &Device::Cpu)?,
             Self::F64(data) => Tensor::from_slice(data, shape, &Device::Cpu)?,
             Self::Bf16(data) => Tensor::from_slice(data, shape, &Device::Cpu)?,
+            Self::Device(data) => data.copy()?.reshape(shape)?,
         })
     }
 
@@ -82,6 +92,7 @@ impl Buffer {
             Self::F32(data) => data.copy_from_slice(&flat.to_vec1()?),
             Self::F64(data) => data.copy_from_slice(&flat.to_vec1()?),
             Self::Bf16(data) => data.copy_from_slice(&flat.to_vec1()?),
+            Self::Device(data) => *data = flat.to_device(data.device())?.copy()?,
         }
         Ok(())
     }
@@ -133,9 +144,9 @@ unsafe impl<const S: usize> Sync for Slot<S> {}
 struct StatePointers<const S: usize>([*mut u8; S]);
 
 /// The scalars of one tensor's work.
-struct Prepared<const K: usize> {
-    scalars: [f64; K],
-    map: GradMap,
+pub(super) struct Prepared<const K: usize> {
+    pub(super) scalars: [f64; K],
+    pub(super) map: GradMap,
 }
 
 /// `S` state buffers per parameter, and the pass that updates parameters and state together.
@@ -172,6 +183,17 @@ struct Prepared<const K: usize> {
 pub struct FusedUpdate<const S: usize> {
     entries: Vec<Entry<S>>,
     batches: Vec<(Range<usize>, Plan)>,
+    #[cfg(feature = "cuda")]
+    cuda: Option<OnCuda>,
+}
+
+/// What a CUDA step keeps between calls.
+#[cfg(feature = "cuda")]
+struct OnCuda {
+    device: candle_core::CudaDevice,
+    masks: Vec<Option<super::cuda::DeviceMask>>,
+    /// One buffer a batch; read when the next step begins.
+    counts: Vec<super::cuda::DeviceCounts>,
 }
 
 impl<const S: usize> std::fmt::Debug for FusedUpdate<S> {
@@ -192,14 +214,10 @@ impl<const S: usize> FusedUpdate<S> {
     /// that are not contiguous or not on the CPU.
     pub fn new(params: Vec<(String, Var)>, state: StateDType) -> Result<Self> {
         refuse_shared(&params)?;
+        let first = params.first().map(|(_, var)| var.device().clone());
         let mut entries = Vec::with_capacity(params.len());
         for (name, var) in params {
-            if !var.device().is_cpu() {
-                return Err(Error::unsupported(
-                    format!("a fused update of `{name}`"),
-                    format!("on {}", crate::device::name(var.device())),
-                ));
-            }
+            check_device(&name, var.device(), first.as_ref())?;
             if !var.is_contiguous() {
                 return Err(Error::unsupported(
                     format!("a fused update of `{name}`"),
@@ -211,7 +229,7 @@ impl<const S: usize> FusedUpdate<S> {
             entries.push(Entry {
                 name,
                 state_dtype: dtype,
-                state: std::array::from_fn(|_| Buffer::zeros(dtype, len)),
+                state: zeros(dtype, len, var.device())?,
                 var,
                 mask: None,
                 events: AtomicU64::new(0),
@@ -226,7 +244,12 @@ impl<const S: usize> FusedUpdate<S> {
                 (range.clone(), Plan::new(sizes))
             })
             .collect();
-        Ok(Self { entries, batches })
+        Ok(Self {
+            #[cfg(feature = "cuda")]
+            cuda: OnCuda::new(first.as_ref(), entries.len())?,
+            entries,
+            batches,
+        })
     }
 
     /// Number of tensors.
@@ -269,13 +292,19 @@ impl<const S: usize> FusedUpdate<S> {
                 expected: vec![len],
             });
         }
+        #[cfg(feature = "cuda")]
+        if let Some(cuda) = &mut self.cuda {
+            let upload = |mask| super::cuda::DeviceMask::new(mask, &cuda.device);
+            cuda.masks[i] = mask.as_ref().map(upload).transpose()?;
+        }
         entry.mask = mask;
         let (dtype, len) = (entry.state_dtype, entry.state_len());
-        entry.state = std::array::from_fn(|_| Buffer::zeros(dtype, len));
+        entry.state = zeros(dtype, len, entry.var.device())?;
         Ok(())
     }
 
-    /// Events that the rule counted in tensor `i` in the last step.
+    /// Events that the rule counted in tensor `i` in the last step; on a device, in the step
+    /// before it, so that no step waits for the device.
     pub fn events(&self, i: usize) -> u64 {
         self.entries[i].events.load(Ordering::Relaxed)
     }
@@ -329,14 +358,19 @@ impl<const S: usize> FusedUpdate<S> {
     }
 
     /// Sets all state to zero.
-    pub fn zero_state(&mut self) {
+    ///
+    /// # Errors
+    /// Those of candle, on a device.
+    pub fn zero_state(&mut self) -> Result<()> {
         for buffer in self.entries.iter_mut().flat_map(|e| e.state.iter_mut()) {
             match buffer {
                 Buffer::F32(data) => data.fill(0.0),
                 Buffer::F64(data) => data.fill(0.0),
                 Buffer::Bf16(data) => data.fill(bf16::ZERO),
+                Buffer::Device(data) => *data = data.zeros_like()?,
             }
         }
+        Ok(())
     }
 
     /// Bytes that state and masks occupy.
@@ -384,6 +418,10 @@ impl<const S: usize> FusedUpdate<S> {
             grads[*i] = Some(copy);
         }
         self.refuse_aliased_gradients(&grads)?;
+        #[cfg(feature = "cuda")]
+        if self.cuda.is_some() {
+            return self.step_on_cuda::<R, K>(&grads, &prepared, hold_nonfinite);
+        }
         let state = self.begin();
         for (batch, (range, _)) in self.batches.iter().enumerate() {
             let locking = Locking {
@@ -412,6 +450,9 @@ impl<const S: usize> FusedUpdate<S> {
         hold_nonfinite: bool,
         mut rule_for: impl FnMut(usize) -> Result<Option<(R, GradMap)>>,
     ) -> Result<()> {
+        if self.entries.iter().any(|e| !e.var.device().is_cpu()) {
+            return Err(Error::unsupported("a step on flat buffers", "on a device"));
+        }
         for (flat, what) in [(&*params, "parameters"), (grads, "gradients")] {
             self.check_layout(flat, what)?;
         }
@@ -462,6 +503,48 @@ impl<const S: usize> FusedUpdate<S> {
                 })
                 .collect();
             self.run_batch::<R, K>(batch, &slots, &prepared[range], hold_nonfinite);
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn step_on_cuda<R: Rule<S, K>, const K: usize>(
+        &mut self,
+        grads: &[Option<&Tensor>],
+        prepared: &[Option<Prepared<K>>],
+        hold: bool,
+    ) -> Result<()> {
+        use super::cuda::{launch, DeviceCounts, DeviceItem};
+        let Some(cuda) = &mut self.cuda else {
+            return Ok(());
+        };
+        for (counts, (range, _)) in std::mem::take(&mut cuda.counts).iter().zip(&self.batches) {
+            let read = counts.read(&cuda.device)?;
+            for (entry, pair) in self.entries[range.clone()].iter_mut().zip(read.chunks(2)) {
+                *entry.events.get_mut() = u64::from(pair[0]);
+                *entry.held.get_mut() = pair.get(1).map_or(0, |n| u64::from(*n));
+            }
+        }
+        for (range, plan) in &self.batches {
+            let mut items = Vec::with_capacity(range.len());
+            for i in range.clone() {
+                let entry = &self.entries[i];
+                let mut state = [entry.var.as_tensor(); S];
+                for (slot, buffer) in state.iter_mut().zip(&entry.state) {
+                    if let Buffer::Device(tensor) = buffer {
+                        *slot = tensor;
+                    }
+                }
+                items.push(DeviceItem {
+                    var: &entry.var,
+                    state,
+                    mask: cuda.masks[i].as_ref(),
+                });
+            }
+            let counts = DeviceCounts::zeros(range.len(), &cuda.device)?;
+            let (grads, prepared) = (&grads[range.clone()], &prepared[range.clone()]);
+            launch::<R, S, K>(&cuda.device, &items, grads, prepared, plan, &counts, hold)?;
+            cuda.counts.push(counts);
         }
         Ok(())
     }
@@ -702,13 +785,44 @@ fn check_gradient<const S: usize>(entry: &Entry<S>, grad: &Tensor) -> Result<()>
             expected: format!("{:?}", entry.var.dtype()),
         });
     }
-    if !grad.device().is_cpu() {
-        return Err(Error::unsupported(
-            format!("a fused update with a {}", name()),
-            format!("on {}", crate::device::name(grad.device())),
-        ));
+    check_device(&name(), grad.device(), Some(entry.var.device()))
+}
+
+/// Everything lies on one device, and there is a kernel for it.
+fn check_device(name: &str, device: &Device, expected: Option<&Device>) -> Result<()> {
+    let supported = device.is_cpu() || (cfg!(feature = "cuda") && device.is_cuda());
+    let here = crate::device::name(device);
+    match expected.map(crate::device::name) {
+        Some(other) if other != here => Err(Error::unsupported(
+            format!("a fused update with `{name}`"),
+            format!("on {here} beside parameters on {other}"),
+        )),
+        _ if !supported => Err(Error::unsupported(
+            format!("a fused update of `{name}`"),
+            format!("on {here}"),
+        )),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+fn zeros<const S: usize>(dtype: DType, len: usize, device: &Device) -> Result<[Buffer; S]> {
+    let buffers: Result<Vec<_>> = (0..S).map(|_| Buffer::zeros(dtype, len, device)).collect();
+    let wrong = |_| Error::invalid("states", S, "a small number");
+    buffers?.try_into().map_err(wrong)
+}
+
+#[cfg(feature = "cuda")]
+impl OnCuda {
+    fn new(device: Option<&Device>, tensors: usize) -> Result<Option<Self>> {
+        let Some(Device::Cuda(device)) = device else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            device: device.clone(),
+            masks: (0..tensors).map(|_| None).collect(),
+            counts: vec![],
+        }))
+    }
 }
 
 fn state_dtype(name: &str, param: DType, wanted: StateDType) -> Result<DType> {
@@ -748,13 +862,14 @@ fn data_address(tensor: &Tensor) -> Option<usize> {
 }
 
 /// Two variables on the same memory would deadlock in the nested locks, and be updated twice.
-pub(crate) fn refuse_shared(params: &[(String, Var)]) -> Result<()> {
-    let mut seen = std::collections::HashMap::new();
+fn refuse_shared(params: &[(String, Var)]) -> Result<()> {
+    let mut seen = HashMap::new();
+    let mut ids = HashMap::new();
     for (name, var) in params {
-        let Some(address) = data_address(var).filter(|_| var.elem_count() > 0) else {
-            continue;
-        };
-        if let Some(first) = seen.insert(address, name) {
+        let address = data_address(var).filter(|_| var.elem_count() > 0);
+        let at = address.and_then(|address| seen.insert(address, name));
+        // On a device, clones of one variable are still recognized by their identity.
+        if let Some(first) = at.or(ids.insert(var.id(), name)) {
             return Err(Error::SharedStorage {
                 first: first.clone(),
                 second: name.clone(),
