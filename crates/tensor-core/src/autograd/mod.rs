@@ -40,6 +40,7 @@ mod check;
 
 pub use check::{check_gradients, check_second_order, grad_check, CheckConfig};
 
+use crate::kernels::{moments, sum_squares, GradMap};
 use crate::{Error, Result};
 use candle_core::{backprop::GradStore, DType, Device, Tensor, Var};
 
@@ -386,11 +387,8 @@ struct Norms {
 fn norms(tensors: &[Tensor]) -> Result<Norms> {
     let (mut squares, mut maximum) = (0.0, 0.0_f64);
     for tensor in tensors.iter().filter(|t| t.elem_count() > 0) {
-        let wide = tensor
-            .to_dtype(accumulator(tensor.dtype()))?
-            .flatten_all()?;
-        squares += read(&wide.sqr()?.sum_all()?)?;
-        maximum = maximum.max(read(&wide.abs()?.max(0)?)?);
+        squares += sum_squares(tensor)?;
+        maximum = maximum.max(read(&tensor.abs()?.flatten_all()?.max(0)?)?);
     }
     Ok(Norms {
         euclidean: squares.sqrt(),
@@ -444,19 +442,12 @@ fn difference(plus: &Tensor, minus: &Tensor, step: f64) -> Result<Tensor> {
 }
 
 fn finite(name: &str, tensors: &[Tensor]) -> Result<()> {
-    if norms(tensors)?.euclidean.is_finite() {
-        return Ok(());
-    }
-    let mut count = 0;
-    for tensor in tensors {
-        let wide = tensor.to_dtype(accumulator(tensor.dtype()))?;
-        // 0 x is 0 for finite x and NaN otherwise; NaN equals nothing.
-        let zero = (&wide * 0.0)?;
-        let finite = zero.eq(&wide.zeros_like()?)?.to_dtype(DType::F32)?;
-        count += tensor.elem_count() as u64 - read(&finite.sum_all()?)? as u64;
-    }
+    let items: Vec<_> = tensors
+        .iter()
+        .map(|t| (None, t, GradMap::default()))
+        .collect();
+    let count = moments(&items)?.iter().map(|m| m.nonfinite).sum();
     if count == 0 {
-        // Finite entries whose squares overflow.
         return Ok(());
     }
     Err(Error::NonFinite {

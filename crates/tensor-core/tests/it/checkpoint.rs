@@ -118,7 +118,7 @@ fn files(folder: &Path) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(crate::few(48))]
 
     #[test]
     fn round_trip_keeps_every_bit(
