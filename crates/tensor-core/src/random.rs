@@ -219,11 +219,12 @@ impl RandomStream {
         self.advance_to(start + total as u64);
     }
 
-    /// Uniform numbers in `[low, high)`.
+    /// Uniform numbers in `[low, high)`, also after rounding to the dtype; `low` itself where the
+    /// dtype has no number in that range (`low = high`, say).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] unless `low <= high` and both are finite; an error for integer
-    /// dtypes.
+    /// [`Error::InvalidArgument`] unless `low <= high` and both and their difference are finite; an
+    /// error for integer dtypes.
     pub fn uniform(
         &mut self,
         low: f64,
@@ -232,26 +233,32 @@ impl RandomStream {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor> {
-        if !(low.is_finite() && high.is_finite() && low <= high) {
+        let width = high - low;
+        // A finite width implies finite ends.
+        if !(width.is_finite() && width >= 0.0) {
             return Err(Error::invalid(
                 "range",
                 format!("[{low}, {high})"),
-                "finite low <= high",
+                "finite low <= high with a finite difference",
             ));
         }
         let shape = shape.into();
         let mut data = vec![0.0; shape.elem_count()];
         self.fill_uniform(&mut data);
-        let width = high - low;
+        // Rounding to the dtype must reach neither the open end nor what lies below the other one.
+        let (first, last) = (at_least(low, dtype), below(high, dtype));
         to_tensor(data, shape, dtype, device, move |u| {
-            // Rounding to a narrow dtype must not reach the open end.
             let u = match dtype {
                 DType::F32 => truncate(u, 24),
                 DType::F16 => truncate(u, 11),
                 DType::BF16 => truncate(u, 8),
                 _ => u,
             };
-            low + width * u
+            if first <= last {
+                (low + width * u).clamp(first, last)
+            } else {
+                low
+            }
         })
     }
 
@@ -364,9 +371,11 @@ impl RandomStream {
     /// A uniformly random permutation of `0..n`.
     ///
     /// # Errors
-    /// Those of [`below`](Self::below), which cannot occur here.
+    /// [`Error::InvalidArgument`] when `n - 1` is not a `u32`.
     pub fn permutation(&mut self, n: usize) -> Result<Vec<u32>> {
-        let mut order: Vec<u32> = (0..n as u32).collect();
+        let last = u32::try_from(n.saturating_sub(1))
+            .map_err(|_| Error::invalid("n", n, "at most 2^32"))?;
+        let mut order: Vec<u32> = (0..=last).take(n).collect();
         self.shuffle(&mut order)?;
         Ok(order)
     }
@@ -374,7 +383,7 @@ impl RandomStream {
     /// [`permutation`](Self::permutation) as a `u32` tensor `[n]`, ready for `index_select`.
     ///
     /// # Errors
-    /// Those of candle.
+    /// As [`permutation`](Self::permutation), and those of candle.
     pub fn permutation_tensor(&mut self, n: usize, device: &Device) -> Result<Tensor> {
         Ok(Tensor::from_vec(self.permutation(n)?, n, device)?)
     }
@@ -423,9 +432,47 @@ fn truncate(u: f64, bits: i32) -> f64 {
     (u * scale).floor() / scale
 }
 
-/// Moves `[0, 1)` to `(0, 1)` for logarithms.
+/// The largest number of `dtype` below `x`.
+fn below(x: f64, dtype: DType) -> f64 {
+    // One step down in the order of 16-bit patterns, the sign bit being the highest.
+    fn down(bits: u16) -> u16 {
+        match bits {
+            0 | 0x8000 => 0x8001,
+            negative if negative > 0x8000 => negative + 1,
+            positive => positive - 1,
+        }
+    }
+    let (nearest, previous) = match dtype {
+        DType::F32 => (f64::from(x as f32), f64::from((x as f32).next_down())),
+        DType::F16 => {
+            let near = f16::from_f64(x);
+            (near.to_f64(), f16::from_bits(down(near.to_bits())).to_f64())
+        }
+        DType::BF16 => {
+            let near = bf16::from_f64(x);
+            (
+                near.to_f64(),
+                bf16::from_bits(down(near.to_bits())).to_f64(),
+            )
+        }
+        _ => (x, x.next_down()),
+    };
+    if nearest < x {
+        nearest
+    } else {
+        previous
+    }
+}
+
+/// The smallest number of `dtype` that is not below `x`.
+fn at_least(x: f64, dtype: DType) -> f64 {
+    // Not below x is above the number before x, mirrored.
+    -below((-x).next_up(), dtype)
+}
+
+/// Moves `[0, 1)` to `(0, 1)` for logarithms; near 1 the sum would round to it.
 fn open_unit(u: f64) -> f64 {
-    u + 0.5 / (1u64 << 53) as f64
+    (u + 0.5 / (1u64 << 53) as f64).min(1.0 - f64::EPSILON / 2.0)
 }
 
 fn box_muller(a: u64, b: u64) -> (f64, f64) {

@@ -372,12 +372,13 @@ fn judge(name: &str, got: &[f64], expected: &Array, tolerance: Tolerance) -> Com
             Tolerance::Mixed(tol) => tol * b.abs().max(1.0),
             Tolerance::Absolute(tol) => tol,
             Tolerance::Scaled { tol, scale } => tol * scale,
-            Tolerance::Mismatches(_) => f64::INFINITY,
+            Tolerance::Mismatches(_) => 0.0,
         };
-        // A NaN on one side, or a zero allowance, is an infinite error.
-        let ratio = if difference <= allowed {
+        // A NaN on one side, an infinity, or a zero allowance is an infinite error: an infinite
+        // allowance (a large number where the file has infinity) must not pass.
+        let ratio = if difference <= allowed && allowed.is_finite() {
             difference / allowed.max(f64::MIN_POSITIVE)
-        } else if difference.is_finite() && allowed > 0.0 {
+        } else if difference.is_finite() && allowed > 0.0 && allowed.is_finite() {
             difference / allowed
         } else {
             f64::INFINITY

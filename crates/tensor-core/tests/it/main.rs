@@ -6,7 +6,11 @@
 mod autograd;
 mod checkpoint;
 mod child;
+mod device;
+mod random;
 mod solve;
+#[cfg(feature = "verify")]
+mod verify;
 
 /// A property test of `cases` cases, the same ones in every run.
 fn few(cases: u32) -> proptest::test_runner::Config {
