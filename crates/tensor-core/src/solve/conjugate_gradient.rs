@@ -52,6 +52,9 @@ impl CgConfig {
 
 /// Solves `A x = b` from `start` (zeros where none is given). `apply` is `x -> A x`.
 ///
+/// The residual history is that of the recursion; where the solution is converged, its last entry
+/// is computed from `x`.
+///
 /// A direction that `A` maps to zero (a singular `A` with `b` outside its range) ends the
 /// iteration: what has been found is returned, not converged.
 ///
