@@ -1,1 +1,9 @@
-fn main(){}
+//! Integration tests of `thalweg-optim`: one binary, a module per topic.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+extern crate thalweg_optim as optim;
+
+mod large_batch;
+mod schedule;
+mod sso;
+mod support;
