@@ -94,16 +94,6 @@ where
     config.validate()?;
     check_vector("b", b)?;
     let b = &b.detach();
-    let mut apply = Operator {
-        name: "A x",
-        apply,
-        like: b,
-    };
-    let mut precondition = Operator {
-        name: "M r",
-        apply: precondition,
-        like: b,
-    };
     let b_norm = norm(b)?;
     if b_norm == 0.0 {
         return Ok(Solution {
@@ -113,70 +103,124 @@ where
             converged: true,
         });
     }
-    let (mut x, mut r) = match start {
-        None => (b.zeros_like()?, b.clone()),
-        Some(start) => {
-            same_form("start", start, b)?;
-            check_vector("start", start)?;
-            (start.detach(), (b - apply.call(&start.detach())?)?)
-        }
-    };
+    let mut state = Iterate::new(apply, precondition, b, start)?;
     let goal = config.tolerance * b_norm;
-    let (mut residuals, mut iterations, mut converged) = (Vec::new(), 0, false);
-    // Whether `r` is b - A x itself; its norm when that was last so; the direction with <r, z>.
-    let (mut exact, mut last_exact, mut previous) = (true, f64::INFINITY, None::<(Tensor, f64)>);
-    let mut scale = 0.0;
-    loop {
-        let mut size = norm(&r)?;
-        if size <= goal && !exact {
-            r = (b - apply.call(&x)?)?;
-            size = norm(&r)?;
-            (exact, previous) = (true, None);
+    let (mut residuals, mut iterations) = (Vec::new(), 0);
+    // The last residual that was computed from `x`, after the first.
+    let mut last_exact = f64::INFINITY;
+    let converged = loop {
+        let mut size = norm(&state.r)?;
+        if size <= goal && !state.exact {
+            state.restart()?;
+            size = norm(&state.r)?;
         }
         check_residual(METHOD, iterations, size / b_norm, f64::INFINITY)?;
         residuals.push(size / b_norm);
-        converged |= size <= goal;
-        let stagnates = exact && size > 0.5 * last_exact;
-        if converged || stagnates || iterations == config.max_iterations {
-            break;
+        if size <= goal {
+            break true;
         }
-        if exact && iterations > 0 {
+        let stagnates = state.exact && size > 0.5 * last_exact;
+        if stagnates || iterations == config.max_iterations {
+            break false;
+        }
+        if state.exact && iterations > 0 {
             last_exact = size;
         }
-        let z = precondition.call(&r)?;
-        let rz = dot(&r, &z)?;
-        if rz.is_nan() || rz <= 0.0 {
-            return Err(not_positive(
-                "preconditioner of conjugate gradient",
-                iterations,
-                rz / (size * size),
-            ));
+        if !state.step(iterations)? {
+            break false;
         }
-        let p = match &previous {
-            None => z,
-            Some((p, before)) => add_scaled(&z, rz / before, p)?,
-        };
-        let ap = apply.call(&p)?;
-        let Some(curvature) = curvature(&p, &ap, &mut scale, iterations)? else {
-            break;
-        };
-        x = add_scaled(&x, rz / curvature, &p)?;
-        r = add_scaled(&r, -rz / curvature, &ap)?;
-        (previous, exact) = (Some((p, rz)), false);
         iterations += 1;
-    }
-    tracing::debug!(
-        iterations,
-        converged,
-        residual = residuals.last(),
-        "conjugate gradient"
-    );
+    };
+    let residual = residuals.last();
+    tracing::debug!(iterations, converged, residual, "conjugate gradient");
     Ok(Solution {
-        x,
+        x: state.x,
         residuals,
         iterations,
         converged,
     })
+}
+
+/// What one iteration hands to the next.
+struct Iterate<'a, A, M> {
+    apply: Operator<'a, A>,
+    precondition: Operator<'a, M>,
+    b: &'a Tensor,
+    x: Tensor,
+    r: Tensor,
+    /// Whether `r` is `b - A x` itself and not the recursion.
+    exact: bool,
+    /// The last direction with its `<r, z>`.
+    previous: Option<(Tensor, f64)>,
+    /// The largest `|A p| / |p|` so far.
+    scale: f64,
+}
+
+impl<'a, A, M> Iterate<'a, A, M>
+where
+    A: FnMut(&Tensor) -> Result<Tensor>,
+    M: FnMut(&Tensor) -> Result<Tensor>,
+{
+    fn new(apply: A, precondition: M, b: &'a Tensor, start: Option<&Tensor>) -> Result<Self> {
+        let mut state = Self {
+            apply: Operator {
+                name: "A x",
+                apply,
+                like: b,
+            },
+            precondition: Operator {
+                name: "M r",
+                apply: precondition,
+                like: b,
+            },
+            b,
+            x: b.zeros_like()?,
+            r: b.clone(),
+            exact: true,
+            previous: None,
+            scale: 0.0,
+        };
+        if let Some(start) = start {
+            same_form("start", start, b)?;
+            check_vector("start", start)?;
+            state.x = start.detach();
+            state.restart()?;
+        }
+        Ok(state)
+    }
+
+    /// Forgets the recursion: the residual from `x`, and no direction.
+    fn restart(&mut self) -> Result<()> {
+        self.r = (self.b - self.apply.call(&self.x)?)?;
+        (self.exact, self.previous) = (true, None);
+        Ok(())
+    }
+
+    /// One iteration; false, with nothing changed, where the direction has no curvature.
+    fn step(&mut self, iteration: usize) -> Result<bool> {
+        let z = self.precondition.call(&self.r)?;
+        let rz = dot(&self.r, &z)?;
+        if rz.is_nan() || rz <= 0.0 {
+            let value = rz / sum_squares(&self.r)?;
+            return Err(not_positive(
+                "preconditioner of conjugate gradient",
+                iteration,
+                value,
+            ));
+        }
+        let p = match &self.previous {
+            None => z,
+            Some((p, before)) => add_scaled(&z, rz / before, p)?,
+        };
+        let ap = self.apply.call(&p)?;
+        let Some(curvature) = curvature(&p, &ap, &mut self.scale, iteration)? else {
+            return Ok(false);
+        };
+        self.x = add_scaled(&self.x, rz / curvature, &p)?;
+        self.r = add_scaled(&self.r, -rz / curvature, &ap)?;
+        (self.previous, self.exact) = (Some((p, rz)), false);
+        Ok(true)
+    }
 }
 
 /// `<p, A p>`; nothing where it is zero within rounding. `scale` is the largest `|A p| / |p|` so
