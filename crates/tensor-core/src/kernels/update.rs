@@ -272,6 +272,11 @@ impl<const S: usize> FusedUpdate<S> {
         &self.entries[i].var
     }
 
+    /// What the state of tensor `i` is stored as.
+    pub fn state_dtype(&self, i: usize) -> DType {
+        self.entries[i].state_dtype
+    }
+
     /// The mask of tensor `i`, if its state is sparse.
     pub fn mask(&self, i: usize) -> Option<&Mask> {
         self.entries[i].mask.as_ref()
