@@ -7,6 +7,8 @@ mod autograd;
 mod checkpoint;
 mod child;
 mod device;
+mod kernels;
+mod params;
 mod random;
 mod solve;
 #[cfg(feature = "verify")]
