@@ -22,15 +22,16 @@
 
 use crate::error::check;
 use crate::fused::{counters, delegate, Core, Rates, State};
-use crate::group::flatten;
+use crate::gradients::Gradients;
+use crate::param_group::flatten;
 use crate::transform::GradientTransform;
 use crate::{DecayMask, NonFinite, ParamGroup, Result, StepReport, WeightDecay};
 use candle_core::backprop::GradStore;
 use candle_core::Var;
-use tensor_core::kernels::{GradMap, Real, Rule, StateDType, Updated};
+use tensor_core::kernels::{Real, Rule, StateDType, Updated};
 
 /// Hyper-parameters of [`AdamW`].
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct AdamWConfig {
     /// Learning rate `eta`.
     pub lr: f64,
@@ -169,13 +170,13 @@ impl AdamW {
         for group in &groups {
             group.config.validate()?;
         }
-        let (params, owner) = flatten(&groups)?;
-        let nonfinite = groups.first().map(|g| g.config.nonfinite).unwrap_or_default();
+        let (params, owner, configs) = flatten(groups)?;
+        let nonfinite = configs.first().map(|c| c.nonfinite).unwrap_or_default();
         Ok(Self {
             steps: vec![0; params.len()],
             core: Core::new(params, ["m", "v"], StateDType::Compute, nonfinite)?,
-            rates: Rates::new(groups.iter().map(|g| g.config.lr)),
-            configs: groups.into_iter().map(|g| g.config).collect(),
+            rates: Rates::new(configs.iter().map(|c| c.lr)),
+            configs,
             owner,
         })
     }
@@ -189,23 +190,24 @@ impl AdamW {
         grads: &GradStore,
         first: Option<&mut dyn GradientTransform>,
     ) -> Result<StepReport> {
-        let mut set = self.core.gather(grads, first)?;
-        if let Some(why) = set.withheld() {
-            return Ok(StepReport::withheld(why));
-        }
+        let params = self.core.shared_params();
+        let mut set = match self.core.gather(&params, grads, first)? {
+            Ok(set) => set,
+            Err(why) => return Ok(StepReport::withheld(why)),
+        };
         let mut rules = Vec::with_capacity(set.len());
         for i in 0..set.len() {
             let config = &self.configs[self.owner[i]];
-            let decay = decay_of(config, set.name(i), set.param(i));
+            let decay = decay_of(config, set.name(i), set.var(i));
             if config.decay == WeightDecay::Coupled && decay > 0.0 {
-                set.set_map(i, couple(set.map(i), decay));
+                couple(&mut set, i, decay);
             }
-            let t = self.steps[i] + u64::from(set.raw(i).is_some());
+            let t = self.steps[i] + u64::from(set.get(i).is_some());
             rules.push(rule(config, self.rates.of(self.owner[i]), decay, t));
         }
         let report = self.core.run(&set, |i| rules[i])?;
         for (i, steps) in self.steps.iter_mut().enumerate() {
-            *steps += u64::from(set.raw(i).is_some());
+            *steps += u64::from(set.get(i).is_some());
         }
         Ok(report)
     }
@@ -223,12 +225,14 @@ impl AdamW {
 }
 
 /// `g <- g + lambda w`, in registers.
-pub(crate) fn couple(map: GradMap, decay: f64) -> GradMap {
-    map.then_affine(1.0, -decay)
+pub(crate) fn couple(gradients: &mut Gradients<'_>, i: usize, decay: f64) {
+    if let Some((_, map)) = gradients.get(i) {
+        gradients.set_map(i, map.then_affine(1.0, -decay));
+    }
 }
 
 fn decay_of(config: &AdamWConfig, name: &str, var: &Var) -> f64 {
-    if config.decay_mask.decays(name, var) {
+    if config.decay_mask.admits(name, var) {
         config.weight_decay
     } else {
         0.0

@@ -173,7 +173,12 @@ pub(crate) mod check {
 
     /// A decay rate in `[0, 1)`.
     pub(crate) fn rate(field: &'static str, value: f64) -> Result<()> {
-        require((0.0..1.0).contains(&value), field, value, "a number in [0, 1)")
+        require(
+            (0.0..1.0).contains(&value),
+            field,
+            value,
+            "a number in [0, 1)",
+        )
     }
 
     /// A count `>= 1`.

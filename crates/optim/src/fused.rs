@@ -2,7 +2,7 @@
 //! are not finite, running the rule, saving and restoring.
 
 use crate::gradients::Gradients;
-use crate::transform::{Chain, Decision, GradientTransform};
+use crate::transform::{Chain, Flow, GradientTransform, Withheld};
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
@@ -176,60 +176,70 @@ impl<const S: usize> Core<S> {
         &self.params
     }
 
-    /// The step's gradients after all transforms. The caller takes the step unless the set is
-    /// [withheld](GradientSet::withheld).
-    pub(crate) fn gather<'g>(
-        &mut self,
-        grads: &'g GradStore,
-        first: Option<&mut dyn GradientTransform>,
-    ) -> Result<GradientSet<'g>> {
-        let mut set = GradientSet::new(self.params.clone(), grads)?;
-        if let Some(first) = first {
-            first.apply(&mut set)?;
-        }
-        if set.withheld().is_none() {
-            self.transforms.apply(&mut set)?;
-        }
-        if set.withheld().is_none() {
-            self.guard(&mut set)?;
-        }
-        if set.withheld() == Some(Withheld::NonFinite) {
-            self.counts.skipped += 1;
-            tracing::warn!(skipped = self.counts.skipped, "step left out: non-finite gradient");
-        }
-        Ok(set)
+    /// The parameters, to be borrowed beside the core itself.
+    pub(crate) fn shared_params(&self) -> Arc<[(String, Var)]> {
+        self.params.clone()
     }
 
-    fn guard(&self, set: &mut GradientSet<'_>) -> Result<()> {
-        if !matches!(self.nonfinite, NonFinite::SkipStep | NonFinite::Error) {
-            return Ok(());
+    /// The step's gradients after all transforms, or why the step is not taken.
+    pub(crate) fn gather<'g>(
+        &mut self,
+        params: &'g [(String, Var)],
+        grads: &'g GradStore,
+        first: Option<&mut dyn GradientTransform>,
+    ) -> Result<std::result::Result<Gradients<'g>, Withheld>> {
+        let mut gradients = Gradients::collect(params, grads);
+        let mut flow = match first {
+            Some(first) => first.apply(&mut gradients)?,
+            None => Flow::Continue,
+        };
+        if flow == Flow::Continue {
+            flow = self.transforms.apply(&mut gradients)?;
         }
-        let moments = set.moments(false)?;
-        let bad: Vec<usize> = (0..set.len()).filter(|i| moments[*i].nonfinite > 0).collect();
+        if flow == Flow::Continue {
+            flow = self.guard(&gradients)?;
+        }
+        let Flow::Withhold(why) = flow else {
+            return Ok(Ok(gradients));
+        };
+        if why == Withheld::NonFinite {
+            self.counts.skipped += 1;
+            tracing::warn!(
+                skipped = self.counts.skipped,
+                "step left out: non-finite gradient"
+            );
+        }
+        Ok(Err(why))
+    }
+
+    fn guard(&self, gradients: &Gradients<'_>) -> Result<Flow> {
+        if !matches!(self.nonfinite, NonFinite::SkipStep | NonFinite::Error) {
+            return Ok(Flow::Continue);
+        }
+        let bad = gradients.nonfinite()?;
         if bad.is_empty() {
-            return Ok(());
+            return Ok(Flow::Continue);
         }
         if self.nonfinite == NonFinite::Error {
-            let name = |i: &usize| format!("`{}` ({} entries)", set.name(*i), moments[*i].nonfinite);
+            let name = |(name, count): &(&str, u64)| format!("`{name}` ({count} entries)");
             return Err(Error::NonFiniteGradient(bad.iter().map(name).collect()));
         }
-        set.withhold(Withheld::NonFinite);
-        Ok(())
+        Ok(Flow::Withhold(Withheld::NonFinite))
     }
 
     /// Runs the rule over all parameters that have a gradient.
     pub(crate) fn run<R: Rule<S, K>, const K: usize>(
         &mut self,
-        set: &GradientSet<'_>,
+        set: &Gradients<'_>,
         mut rule: impl FnMut(usize) -> R,
     ) -> Result<StepReport> {
         let hold = self.nonfinite == NonFinite::Hold;
         let mut without_gradient = 0;
         self.update.step(hold, |i| {
-            let work = set.raw(i).map(|grad| Work {
+            let work = set.get(i).map(|(grad, map)| Work {
                 grad,
                 rule: rule(i),
-                map: set.map(i),
+                map,
             });
             without_gradient += usize::from(work.is_none());
             Ok(work)
@@ -278,12 +288,20 @@ impl<const S: usize> Core<S> {
         shape: impl Fn(usize) -> Vec<usize>,
     ) -> Result<()> {
         let mut expected = spec_of(own);
-        expected.push(TensorSpec::from(("counts", [3usize].as_slice(), DType::I64)));
+        expected.push(TensorSpec::from((
+            "counts",
+            [3usize].as_slice(),
+            DType::I64,
+        )));
         for (i, (name, _)) in self.params.iter().enumerate() {
             for label in self.slots {
                 let dtype = self.update.state_dtype(i);
                 let name = format!("{label}.{name}");
-                expected.push(TensorSpec::from((name.as_str(), shape(i).as_slice(), dtype)));
+                expected.push(TensorSpec::from((
+                    name.as_str(),
+                    shape(i).as_slice(),
+                    dtype,
+                )));
             }
         }
         let rest: State = state
@@ -330,7 +348,9 @@ pub(crate) fn read_counters<const N: usize>(tensor: &Tensor) -> Result<[u64; N]>
     let array: std::result::Result<[i64; N], _> = values.try_into();
     match array {
         Ok(values) if values.iter().all(|x| *x >= 0) => Ok(values.map(|x| x as u64)),
-        other => Err(Error::StateMismatch(vec![format!("counters {other:?}, expected {N} counts")])),
+        other => Err(Error::StateMismatch(vec![format!(
+            "counters {other:?}, expected {N} counts"
+        )])),
     }
 }
 
@@ -401,10 +421,13 @@ macro_rules! delegate {
             type Config = $config;
 
             fn new(vars: Vec<candle_core::Var>, config: $config) -> candle_core::Result<Self> {
-                Ok(Self::from_group($crate::ParamGroup::unnamed(vars, config))?)
+                Ok(Self::from_group($crate::ParamGroup::new(vars, config))?)
             }
 
-            fn step(&mut self, grads: &candle_core::backprop::GradStore) -> candle_core::Result<()> {
+            fn step(
+                &mut self,
+                grads: &candle_core::backprop::GradStore,
+            ) -> candle_core::Result<()> {
                 self.advance(grads, None)?;
                 Ok(())
             }

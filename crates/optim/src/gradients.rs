@@ -148,14 +148,20 @@ impl<'a> Gradients<'a> {
         let mut items = Vec::with_capacity(self.len());
         for (i, entry) in self.entries.iter().enumerate() {
             if let Some(entry) = entry {
-                let param = (with_params || entry.map.along != 0.0).then(|| self.var(i).as_tensor());
+                let param =
+                    (with_params || entry.map.along != 0.0).then(|| self.var(i).as_tensor());
                 items.push((param, entry.tensor.as_ref(), entry.map));
             }
         }
         let mut found = kernels::moments(&items)?.into_iter();
         let mut all = Vec::with_capacity(self.len());
         for entry in &self.entries {
-            all.push(entry.as_ref().and_then(|_| found.next()).unwrap_or_default());
+            all.push(
+                entry
+                    .as_ref()
+                    .and_then(|_| found.next())
+                    .unwrap_or_default(),
+            );
         }
         Ok(all)
     }

@@ -44,7 +44,7 @@
 
 use crate::error::check;
 use crate::fused::{delegate, Core, Rates, State};
-use crate::group::flatten;
+use crate::param_group::flatten;
 use crate::transform::GradientTransform;
 use crate::{DecayMask, NonFinite, ParamGroup, Result, StepReport};
 use candle_core::backprop::GradStore;
@@ -53,7 +53,7 @@ use tensor_core::flat::FlatTensor;
 use tensor_core::kernels::{sum_squares, GradMap, Real, Rule, StateDType, Updated};
 
 /// Hyper-parameters of [`Lion`].
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct LionConfig {
     /// Learning rate `eta`; also the size of every entry's step.
     pub lr: f64,
@@ -113,7 +113,10 @@ impl LionConfig {
         check::rate("LionConfig::beta2", self.beta2)?;
         check::non_negative("LionConfig::weight_decay", self.weight_decay)?;
         check::require(
-            matches!(self.momentum_dtype, None | Some(DType::F32 | DType::BF16 | DType::F64)),
+            matches!(
+                self.momentum_dtype,
+                None | Some(DType::F32 | DType::BF16 | DType::F64)
+            ),
             "LionConfig::momentum_dtype",
             self.momentum_dtype,
             "F32, BF16 or F64 (small gradients vanish in F16)",
@@ -178,13 +181,15 @@ impl Lion {
         for group in &groups {
             group.config.validate()?;
         }
-        let (params, owner) = flatten(&groups)?;
-        let first = groups.first().map(|g| g.config.clone()).unwrap_or_default();
-        let dtype = first.momentum_dtype.map_or(StateDType::Compute, StateDType::Fixed);
+        let (params, owner, configs) = flatten(groups)?;
+        let first = configs.first().cloned().unwrap_or_default();
+        let dtype = first
+            .momentum_dtype
+            .map_or(StateDType::Compute, StateDType::Fixed);
         Ok(Self {
             core: Core::new(params, ["m"], dtype, first.nonfinite)?,
-            rates: Rates::new(groups.iter().map(|g| g.config.lr)),
-            configs: groups.into_iter().map(|g| g.config).collect(),
+            rates: Rates::new(configs.iter().map(|c| c.lr)),
+            configs,
             owner,
         })
     }
@@ -210,9 +215,9 @@ impl Lion {
                 "Hold or Propagate for a flat step",
             ));
         }
-        self.core
-            .update
-            .step_flat(params, grads, hold, |i| Ok(Some((rules(i), GradMap::default()))))?;
+        self.core.update.step_flat(params, grads, hold, |i| {
+            Ok(Some((rules(i), GradMap::default())))
+        })?;
         self.core.counts.taken += 1;
         Ok(())
     }
@@ -237,7 +242,7 @@ impl Lion {
             .map(|i| {
                 let config = &self.configs[self.owner[i]];
                 let (name, var) = &params[i];
-                let decays = config.decay_mask.decays(name, var);
+                let decays = config.decay_mask.admits(name, var);
                 LionRule {
                     lr: self.rates.of(self.owner[i]),
                     beta1: config.beta1,
@@ -258,10 +263,11 @@ impl Lion {
         grads: &GradStore,
         first: Option<&mut dyn GradientTransform>,
     ) -> Result<StepReport> {
-        let set = self.core.gather(grads, first)?;
-        if let Some(why) = set.withheld() {
-            return Ok(StepReport::withheld(why));
-        }
+        let params = self.core.shared_params();
+        let set = match self.core.gather(&params, grads, first)? {
+            Ok(set) => set,
+            Err(why) => return Ok(StepReport::withheld(why)),
+        };
         let rules = self.rules();
         self.core.run(&set, rules)
     }

@@ -15,17 +15,17 @@
 //! | `mu`, `tau` | [`SgdConfig::momentum`], [`SgdConfig::dampening`] |
 //! | `lambda` | [`SgdConfig::weight_decay`] |
 
-use crate::adam::couple;
+use crate::adamw::couple;
 use crate::error::check;
 use crate::fused::{counters, delegate, Core, Rates, State};
-use crate::group::flatten;
+use crate::param_group::flatten;
 use crate::transform::GradientTransform;
 use crate::{DecayMask, NonFinite, ParamGroup, Result, StepReport, WeightDecay};
 use candle_core::backprop::GradStore;
 use tensor_core::kernels::{Real, Rule, StateDType, Updated};
 
 /// Hyper-parameters of [`SgdMomentum`].
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct SgdConfig {
     /// Learning rate `eta`.
     pub lr: f64,
@@ -91,9 +91,8 @@ struct SgdRule {
 
 impl Rule<1, 5> for SgdRule {
     const NAME: &'static str = "sgd";
-    const DEVICE_BODY: Option<&'static str> = Some(
-        "s0 = k[2] * s0 + k[3] * g; p = p * k[0] - k[1] * (k[4] > 0 ? g + k[2] * s0 : s0);",
-    );
+    const DEVICE_BODY: Option<&'static str> =
+        Some("s0 = k[2] * s0 + k[3] * g; p = p * k[0] - k[1] * (k[4] > 0 ? g + k[2] * s0 : s0);");
 
     fn scalars(&self) -> [f64; 5] {
         [
@@ -139,13 +138,13 @@ impl SgdMomentum {
         for group in &groups {
             group.config.validate()?;
         }
-        let (params, owner) = flatten(&groups)?;
-        let nonfinite = groups.first().map(|g| g.config.nonfinite).unwrap_or_default();
+        let (params, owner, configs) = flatten(groups)?;
+        let nonfinite = configs.first().map(|c| c.nonfinite).unwrap_or_default();
         Ok(Self {
             steps: vec![0; params.len()],
             core: Core::new(params, ["b"], StateDType::Compute, nonfinite)?,
-            rates: Rates::new(groups.iter().map(|g| g.config.lr)),
-            configs: groups.into_iter().map(|g| g.config).collect(),
+            rates: Rates::new(configs.iter().map(|c| c.lr)),
+            configs,
             owner,
         })
     }
@@ -176,20 +175,21 @@ impl SgdMomentum {
         grads: &GradStore,
         first: Option<&mut dyn GradientTransform>,
     ) -> Result<StepReport> {
-        let mut set = self.core.gather(grads, first)?;
-        if let Some(why) = set.withheld() {
-            return Ok(StepReport::withheld(why));
-        }
+        let params = self.core.shared_params();
+        let mut set = match self.core.gather(&params, grads, first)? {
+            Ok(set) => set,
+            Err(why) => return Ok(StepReport::withheld(why)),
+        };
         let mut rules = Vec::with_capacity(set.len());
         for i in 0..set.len() {
             let config = &self.configs[self.owner[i]];
             let lr = self.rates.of(self.owner[i]);
-            let decays = config.decay_mask.decays(set.name(i), set.param(i));
+            let decays = config.decay_mask.admits(set.name(i), set.var(i));
             let decay = if decays { config.weight_decay } else { 0.0 };
             let mut keep = 1.0;
             match config.decay {
                 WeightDecay::Decoupled => keep -= lr * decay,
-                WeightDecay::Coupled if decay > 0.0 => set.set_map(i, couple(set.map(i), decay)),
+                WeightDecay::Coupled if decay > 0.0 => couple(&mut set, i, decay),
                 WeightDecay::Coupled => {}
             }
             rules.push(SgdRule {
@@ -197,13 +197,17 @@ impl SgdMomentum {
                 lr,
                 momentum: config.momentum,
                 // The first gradient enters the momentum undamped.
-                gain: if self.steps[i] == 0 { 1.0 } else { 1.0 - config.dampening },
+                gain: if self.steps[i] == 0 {
+                    1.0
+                } else {
+                    1.0 - config.dampening
+                },
                 nesterov: config.nesterov,
             });
         }
         let report = self.core.run(&set, |i| rules[i])?;
         for (i, steps) in self.steps.iter_mut().enumerate() {
-            *steps += u64::from(set.raw(i).is_some());
+            *steps += u64::from(set.get(i).is_some());
         }
         Ok(report)
     }

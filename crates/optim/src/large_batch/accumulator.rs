@@ -105,7 +105,8 @@ impl GhostAccumulator {
             let value = loss(i)?;
             total += loss_value(&value, format!("the loss of micro-batch {i}"))?;
             let store = value.backward()?;
-            self.sums.add(&Gradients::collect(&self.params, &store), 1.0)?;
+            self.sums
+                .add(&Gradients::collect(&self.params, &store), 1.0)?;
         }
         let mut sums = GradStore::default();
         for (i, (_, var)) in self.params.iter().enumerate() {
@@ -121,7 +122,10 @@ impl GhostAccumulator {
         }
         let squares: f64 = averaged.squares()?.iter().map(|m| m.gg).sum();
         let norm = squares.sqrt() / chunks as f64;
-        let clip = self.config.max_norm.map_or(1.0, |max| clip_factor(norm, max));
+        let clip = self
+            .config
+            .max_norm
+            .map_or(1.0, |max| clip_factor(norm, max));
         let factor = clip / chunks as f64;
         let mut grads = GradStore::default();
         for (_, var) in &self.params {

@@ -89,7 +89,10 @@ pub fn gradient_covariance(gradients: &Tensor, batch: usize, sigma2: f64) -> Res
     if !(sigma2.is_finite() && sigma2 >= 0.0) {
         return Err(Error::argument("sigma2", sigma2, "a finite number >= 0"));
     }
-    let second = gradients.t()?.matmul(gradients)?.affine(1.0 / n as f64, 0.0)?;
+    let second = gradients
+        .t()?
+        .matmul(gradients)?
+        .affine(1.0 / n as f64, 0.0)?;
     let mean = gradients.mean_keepdim(0)?;
     let outer = mean.t()?.matmul(&mean)?;
     let covariance = (second.affine(1.0 + sigma2, 0.0)? - outer)?;

@@ -118,7 +118,11 @@ impl SpamConfig {
 
     /// Whether spikes are clipped in step `t` (from 1).
     pub fn clips_at(&self, t: u64) -> bool {
-        let since = if self.delta_t == 0 { t } else { t % self.delta_t };
+        let since = if self.delta_t == 0 {
+            t
+        } else {
+            t % self.delta_t
+        };
         self.threshold != 0.0 && t >= self.clip_after && since >= self.clip_after
     }
 }

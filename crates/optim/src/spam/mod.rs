@@ -37,8 +37,9 @@ mod rule;
 pub use config::{DecayMode, SpamConfig};
 
 use crate::fused::{counters, delegate, read_counters, Core, Rates, State};
-use crate::group::flatten;
-use crate::transform::{GradientSet, GradientTransform};
+use crate::gradients::Gradients;
+use crate::param_group::flatten;
+use crate::transform::GradientTransform;
 use crate::{Error, ParamGroup, Result, StepReport};
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
@@ -92,10 +93,12 @@ impl Spam {
         for group in &groups {
             group.config.validate()?;
         }
-        let (params, owner) = flatten(&groups)?;
-        let nonfinite = groups.first().map(|g| g.config.nonfinite).unwrap_or_default();
-        let configs: Vec<SpamConfig> = groups.into_iter().map(|g| g.config).collect();
-        let sparse = params.iter().zip(&owner).filter(|(_, g)| configs[**g].density.is_some());
+        let (params, owner, configs) = flatten(groups)?;
+        let nonfinite = configs.first().map(|c| c.nonfinite).unwrap_or_default();
+        let sparse = params
+            .iter()
+            .zip(&owner)
+            .filter(|(_, g)| configs[**g].density.is_some());
         let sparse: Vec<(String, Var)> = sparse.map(|(param, _)| param.clone()).collect();
         let mut spam = Self {
             core: Core::new(params, ["m", "v"], StateDType::Compute, nonfinite)?,
@@ -126,7 +129,11 @@ impl Spam {
         config: SpamConfig,
         density: f64,
     ) -> Vec<ParamGroup<SpamConfig>> {
-        let in_block = |name: &str| ["attn", "attention", "mlp"].iter().any(|s| name.contains(s));
+        let in_block = |name: &str| {
+            ["attn", "attention", "mlp"]
+                .iter()
+                .any(|s| name.contains(s))
+        };
         let (sparse, dense): (Vec<_>, Vec<_>) = params
             .into_iter()
             .partition(|(name, var)| var.rank() == 2 && in_block(name));
@@ -135,8 +142,14 @@ impl Spam {
             ..config.clone()
         };
         vec![
-            ParamGroup::sorted(dense, SpamConfig { density: None, ..config }),
-            ParamGroup::sorted(sparse, sparse_config),
+            ParamGroup::named(
+                dense,
+                SpamConfig {
+                    density: None,
+                    ..config
+                },
+            ),
+            ParamGroup::named(sparse, sparse_config),
         ]
     }
 
@@ -154,7 +167,11 @@ impl Spam {
         let mut count = 0;
         for i in 0..self.owner.len() {
             let zero = self.core.update.state(i, 1)?.eq(0.0)?;
-            count += u64::from(zero.to_dtype(candle_core::DType::U32)?.sum_all()?.to_scalar::<u32>()?);
+            count += u64::from(
+                zero.to_dtype(candle_core::DType::U32)?
+                    .sum_all()?
+                    .to_scalar::<u32>()?,
+            );
         }
         Ok(count)
     }
@@ -201,10 +218,11 @@ impl Spam {
         grads: &GradStore,
         first: Option<&mut dyn GradientTransform>,
     ) -> Result<StepReport> {
-        let set = self.core.gather(grads, first)?;
-        if let Some(why) = set.withheld() {
-            return Ok(StepReport::withheld(why));
-        }
+        let params = self.core.shared_params();
+        let set = match self.core.gather(&params, grads, first)? {
+            Ok(set) => set,
+            Err(why) => return Ok(StepReport::withheld(why)),
+        };
         let t = self.step + 1;
         let resets: Vec<bool> = self.configs.iter().map(|c| c.resets_at(t)).collect();
         if resets.contains(&true) {
@@ -239,17 +257,27 @@ impl Spam {
             beta1: config.beta1,
             beta2: config.beta2,
             eps: config.eps,
-            threshold: if config.clips_at(t) { config.threshold } else { f64::INFINITY },
+            threshold: if config.clips_at(t) {
+                config.threshold
+            } else {
+                f64::INFINITY
+            },
             min_v: config.min_v,
-            decay: if fused_decay { lr * config.weight_decay } else { 0.0 },
+            decay: if fused_decay {
+                lr * config.weight_decay
+            } else {
+                0.0
+            },
             reset,
         }
     }
 
     /// The sparse step touches set entries only; [`DecayMode::All`] decays the others too.
-    fn decay_sparse(&mut self, set: &GradientSet<'_>) -> Result<()> {
+    fn decay_sparse(&mut self, set: &Gradients<'_>) -> Result<()> {
         let all = |config: &SpamConfig| {
-            config.density.is_some() && config.decay_mode == DecayMode::All && config.weight_decay > 0.0
+            config.density.is_some()
+                && config.decay_mode == DecayMode::All
+                && config.weight_decay > 0.0
         };
         if !self.configs.iter().any(all) {
             return Ok(());
@@ -261,7 +289,7 @@ impl Spam {
             let i = sparse[j];
             let group = self.owner[i];
             let config = &self.configs[group];
-            let work = set.raw(i).filter(|_| all(config)).map(|grad| Work {
+            let work = set.get(i).filter(|_| all(config)).map(|(grad, _)| Work {
                 grad,
                 rule: DecayRule(self.rates.of(group) * config.weight_decay),
                 map: GradMap::default(),
@@ -270,12 +298,15 @@ impl Spam {
         })?)
     }
 
-    fn count(&mut self, set: &GradientSet<'_>) {
+    fn count(&mut self, set: &Gradients<'_>) {
         let update = &self.core.update;
-        let active = |i: &usize| set.raw(*i).is_some();
-        let numel = |i: usize| update.mask(i).map_or(set.param(i).elem_count(), Mask::count);
+        let active = |i: &usize| set.get(*i).is_some();
+        let numel = |i: usize| update.mask(i).map_or(set.var(i).elem_count(), Mask::count);
         self.stats.total = (0..set.len()).filter(active).map(|i| numel(i) as u64).sum();
-        self.stats.clipped = (0..set.len()).filter(active).map(|i| update.events(i)).sum();
+        self.stats.clipped = (0..set.len())
+            .filter(active)
+            .map(|i| update.events(i))
+            .sum();
         self.stats.scale = match self.configs.first() {
             Some(config) => config.warmup_factor(self.since_reset[0]),
             None => 1.0,
@@ -292,7 +323,10 @@ impl Spam {
             }
             self.since_reset[group] = 0;
             self.period[group] += 1;
-            for i in (0..self.owner.len()).filter(|i| self.owner[*i] == group).collect::<Vec<_>>() {
+            for i in (0..self.owner.len())
+                .filter(|i| self.owner[*i] == group)
+                .collect::<Vec<_>>()
+            {
                 let Some(old) = self.core.update.mask(i).cloned() else {
                     continue;
                 };
@@ -317,14 +351,28 @@ impl Spam {
             return Ok(());
         };
         let len = self.core.update.var(i).elem_count();
-        let mask = masks::draw(&self.stream, i, self.period[group], len, density, config.mask_block)?;
+        let mask = masks::draw(
+            &self.stream,
+            i,
+            self.period[group],
+            len,
+            density,
+            config.mask_block,
+        )?;
         Ok(self.core.update.set_mask(i, Some(mask))?)
     }
 
     fn own_state(&self) -> Result<State> {
         let mut state = State::new();
         let overlap = self.stats.mask_overlap.map_or(u64::MAX >> 1, f64::to_bits);
-        let own = [self.step, self.stats.last_reset, self.stats.clipped, self.stats.total, overlap, self.stats.scale.to_bits()];
+        let own = [
+            self.step,
+            self.stats.last_reset,
+            self.stats.clipped,
+            self.stats.total,
+            overlap,
+            self.stats.scale.to_bits(),
+        ];
         state.insert("step".into(), counters(&own)?);
         state.insert("since_reset".into(), counters(&self.since_reset)?);
         state.insert("period".into(), counters(&self.period)?);
@@ -333,7 +381,10 @@ impl Spam {
             if let Some(mask) = mask {
                 let flags: Vec<u8> = mask.to_bools().iter().map(|b| u8::from(*b)).collect();
                 let len = flags.len();
-                state.insert(format!("mask.{name}"), Tensor::from_vec(flags, len, &Device::Cpu)?);
+                state.insert(
+                    format!("mask.{name}"),
+                    Tensor::from_vec(flags, len, &Device::Cpu)?,
+                );
             }
         }
         Ok(state)
@@ -375,11 +426,12 @@ impl Spam {
         let read = |name: &str, old: &Mask| {
             let flags = state.get(&format!("mask.{name}"))?.to_vec1::<u8>().ok()?;
             let flags: Vec<bool> = flags.iter().map(|b| *b != 0).collect();
-            Mask::from_bools(&flags).ok().filter(|m| m.len() == old.len())
+            Mask::from_bools(&flags)
+                .ok()
+                .filter(|m| m.len() == old.len())
         };
-        let one = |(name, old): (String, Option<Mask>)| {
-            old.map(|old| read(&name, &old).unwrap_or(old))
-        };
+        let one =
+            |(name, old): (String, Option<Mask>)| old.map(|old| read(&name, &old).unwrap_or(old));
         self.masks().into_iter().map(one).collect()
     }
 }

@@ -40,7 +40,11 @@ impl Rule<2, 10> for SpamRule {
             1.0 - self.beta2,
             self.eps,
             // 0 says that nothing is clipped: infinity times a zero moment would be NaN.
-            if self.threshold.is_finite() { self.threshold } else { 0.0 },
+            if self.threshold.is_finite() {
+                self.threshold
+            } else {
+                0.0
+            },
             self.min_v,
             self.decay,
             f64::from(u8::from(self.reset)),

@@ -280,12 +280,7 @@ impl<I: InnerOptimizer> Sso<I> {
     }
 
     /// The step size after adaptation, and factors for single coordinates.
-    fn adapted(
-        &self,
-        eta: f64,
-        sum: f64,
-        sums: Option<&Tensor>,
-    ) -> Result<(f64, Option<Scales>)> {
+    fn adapted(&self, eta: f64, sum: f64, sums: Option<&Tensor>) -> Result<(f64, Option<Scales>)> {
         if let Some(sums) = sums {
             let weight = sums.sqrt()?.affine(1.0, ADAPTIVE_EPS * eta)?;
             let step = weight.recip()?;

@@ -56,10 +56,7 @@ fn diffusion(reference: &mut Reference) -> Result<()> {
 }
 
 fn regime(reference: &mut Reference) -> Result<()> {
-    let (large, small) = (
-        reference.number("regime_B")?,
-        reference.number("regime_S")?,
-    );
+    let (large, small) = (reference.number("regime_B")?, reference.number("regime_S")?);
     let base = reference.json("regime_base")?;
     let pairs = base
         .as_object()

@@ -13,10 +13,7 @@ pub fn reference(name: &str) -> Reference {
 }
 
 /// Runs an adaptor and returns the finished report.
-pub fn verify(
-    name: &str,
-    adaptor: impl Fn(&mut Reference) -> optim::Result<()>,
-) -> Report {
+pub fn verify(name: &str, adaptor: impl Fn(&mut Reference) -> optim::Result<()>) -> Report {
     let mut file = reference(name);
     adaptor(&mut file).unwrap();
     file.finish()
@@ -26,7 +23,11 @@ pub fn verify(
 pub fn assert_passed(report: &Report, belongs_elsewhere: impl Fn(&str) -> bool) {
     assert!(!report.comparisons.is_empty());
     for comparison in &report.comparisons {
-        assert!(comparison.passed, "{}: {}", comparison.name, comparison.detail);
+        assert!(
+            comparison.passed,
+            "{}: {}",
+            comparison.name, comparison.detail
+        );
     }
     for name in &report.unknown {
         assert!(belongs_elsewhere(name), "{name} is not covered");
