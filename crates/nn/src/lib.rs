@@ -15,11 +15,15 @@
 
 mod error;
 pub mod init;
+mod kernel;
 pub mod loss;
 #[cfg(feature = "models")]
 pub mod models;
 pub mod norm;
 pub mod softmax;
+pub mod stablemax;
+#[cfg(feature = "verify")]
+pub mod verify;
 
 pub use error::{Error, Result};
 /// The seeded stream that initial values are drawn from, from `thalweg-tensor-core`.

@@ -6,4 +6,5 @@ extern crate thalweg_nn as nn;
 mod init;
 mod layers;
 mod losses;
+mod reference;
 mod support;
