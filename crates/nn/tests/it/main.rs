@@ -3,8 +3,11 @@
 
 extern crate thalweg_nn as nn;
 
+mod ghost;
 mod init;
 mod layers;
 mod losses;
+mod power;
 mod reference;
+mod stable;
 mod support;

@@ -9,7 +9,7 @@ use crate::kernel::host;
 use crate::Result;
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, Layout, MetalStorage, Module, Shape, Tensor,
+    CpuStorage, CudaStorage, CustomOp3, Layout, MetalStorage, Module, Shape, Tensor,
 };
 use std::sync::Arc;
 
@@ -34,13 +34,14 @@ pub(super) fn forward(
         (Some(keep), true) => host(&keep.sum_all()?)?.first().copied().unwrap_or(0.0),
         _ => rows.x.dim(0)? as f64,
     };
-    let z = if train && tokens > 0.0 {
-        training(config, state, &h, rows.keep.as_ref(), tokens)?
+    let scaled = if train && tokens > 0.0 {
+        training(config, state, &h, weight, rows.keep.as_ref(), tokens)?
     } else {
         let phi = state.phi.as_detached_tensor();
         h.broadcast_mul(&inverse(&phi, config.eps)?)?
+            .broadcast_mul(weight)?
     };
-    Ok(z.broadcast_mul(weight)?.broadcast_add(bias)?)
+    Ok(scaled.broadcast_add(bias)?)
 }
 
 fn inverse(v: &Tensor, eps: f64) -> Result<Tensor> {
@@ -51,6 +52,7 @@ fn training(
     config: &PowerNormConfig,
     state: &Arc<State>,
     h: &Tensor,
+    weight: &Tensor,
     keep: Option<&Tensor>,
     tokens: f64,
 ) -> Result<Tensor> {
@@ -73,6 +75,7 @@ fn training(
     let node = Approximate {
         config: config.clone(),
         state: state.clone(),
+        z: z.clone(),
         inv_q: match config.denominator {
             BackwardDenominator::BatchQuadraticMean => inverse(&q, config.eps)?,
             BackwardDenominator::RunningQuadraticMean => inv_d,
@@ -86,46 +89,51 @@ fn training(
     let next = ((average * config.alpha_fwd)? + (q * (1.0 - config.alpha_fwd))?)?;
     state.phi.set(&next)?;
     state.set_iters(t)?;
-    Ok(h.apply_op2(&z, node)?)
+    let value = z.broadcast_mul(&weight.detach())?;
+    Ok(h.apply_op3(weight, &value, node)?)
 }
 
-/// Takes `(h, z)` to `z`, with the approximate gradient for `h`.
+/// Takes `(h, weight, z weight)` to `z weight`, with the approximate gradient for `h` and the
+/// exact one for the weight. The weight is an argument so that the statistic moves also where the
+/// input needs no gradient.
 struct Approximate {
     config: PowerNormConfig,
     state: Arc<State>,
+    z: Tensor,
     inv_q: Tensor,
 }
 
 impl Approximate {
-    fn gradient(&self, z: &Tensor, g: &Tensor) -> Result<Tensor> {
-        let (config, state) = (&self.config, &self.state);
-        let (z, g) = (z.detach(), g.detach());
+    fn gradients(&self, weight: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (config, state, z) = (&self.config, &self.state, &self.z);
+        let (weight, dy) = (weight.detach(), dy.detach());
         let _guard = state.lock();
         let nu = state.ema_gz.as_detached_tensor().copy()?;
         let keep = 1.0 - config.alpha_bkw;
-        let correction = z.broadcast_mul(&(&nu * keep)?)?;
-        let gh = (&g - correction)?;
-        let lambda = (&g * &z)?.mean(0)?;
+        let rows = z.dim(0)? as f64;
+        let dweight = (&dy * z)?.sum(0)?;
+        let lambda = ((&dweight * &weight)? / rows)?;
         let gamma = z.sqr()?.mean(0)?;
         let gamma = match config.max_gamma {
             Some(bound) => gamma.minimum(bound)?,
             None => gamma,
         };
+        let gh = (dy.broadcast_mul(&weight)? - z.broadcast_mul(&(&nu * keep)?)?)?;
         let next = ((&nu + lambda)? - ((nu * gamma)? * keep)?)?;
         if config.check_finite {
             check_finite("the running `ema_gz`", &host(&next)?, BACKWARD_HINT)?;
         }
         state.ema_gz.set(&next)?;
-        Ok(gh.broadcast_mul(&self.inv_q)?)
+        Ok((gh.broadcast_mul(&self.inv_q)?, dweight))
     }
 }
 
-/// A copy of the second argument by an operation that every backend has.
+/// A copy of the value by an operation that every backend has.
 fn copy<S: BackendStorage>(storage: &S, layout: &Layout) -> candle_core::Result<(S, Shape)> {
     Ok((storage.affine(layout, 1.0, 0.0)?, layout.shape().clone()))
 }
 
-impl CustomOp2 for Approximate {
+impl CustomOp3 for Approximate {
     fn name(&self) -> &'static str {
         "power-norm-approximate"
     }
@@ -134,39 +142,47 @@ impl CustomOp2 for Approximate {
         &self,
         _: &CpuStorage,
         _: &Layout,
-        z: &CpuStorage,
+        _: &CpuStorage,
+        _: &Layout,
+        value: &CpuStorage,
         layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        copy(z, layout)
+        copy(value, layout)
     }
 
     fn cuda_fwd(
         &self,
         _: &CudaStorage,
         _: &Layout,
-        z: &CudaStorage,
+        _: &CudaStorage,
+        _: &Layout,
+        value: &CudaStorage,
         layout: &Layout,
     ) -> candle_core::Result<(CudaStorage, Shape)> {
-        copy(z, layout)
+        copy(value, layout)
     }
 
     fn metal_fwd(
         &self,
         _: &MetalStorage,
         _: &Layout,
-        z: &MetalStorage,
+        _: &MetalStorage,
+        _: &Layout,
+        value: &MetalStorage,
         layout: &Layout,
     ) -> candle_core::Result<(MetalStorage, Shape)> {
-        copy(z, layout)
+        copy(value, layout)
     }
 
     fn bwd(
         &self,
         _: &Tensor,
-        z: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
         _: &Tensor,
         grad: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(self.gradient(z, grad)?), None))
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dh, dweight) = self.gradients(weight, grad)?;
+        Ok((Some(dh), Some(dweight), None))
     }
 }
