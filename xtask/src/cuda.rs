@@ -5,7 +5,7 @@
 //! wheels bring the compiler and its headers.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{bail, Context, Result};
@@ -78,17 +78,148 @@ impl Toolkit {
         );
         Ok(())
     }
+
+    /// The command that compiles a kernel text to PTX beside it.
+    fn compile(&self, text: &Path) -> Result<Command> {
+        let mut command = Command::new("nvcc");
+        self.describe_to(&mut command)?;
+        // A text defines conversions that some of its dtypes do not need; nvcc would warn.
+        let architecture = format!("-arch=sm_{}", self.capability.to_string_lossy());
+        command
+            .args(["-ptx", "-w", &architecture, "-o"])
+            .arg(text.with_extension("ptx"))
+            .arg(text);
+        Ok(command)
+    }
 }
 
-/// Type-checks the crates with `cuda`, then compiles every kernel text.
+/// Names the folder to which the kernel checks of the crates also write each kernel's CUDA text.
+const TEXTS: &str = "THALWEG_KERNEL_TEXTS";
+
+/// How the tests that check a kernel's text are called.
+const TESTS: &str = "the_device_text";
+
+/// Type-checks the crates with `cuda`, then compiles every kernel text to PTX.
 ///
 /// # Errors
-/// No toolkit can be had, the kernel texts cannot be written, or cargo cannot be started.
+/// No toolkit can be had, no kernel text is written, or a program cannot be started.
 pub fn check(workspace: &Workspace) -> Result<ExitCode> {
     let toolkit = Toolkit::find_or_fetch(workspace)?;
     let mut types = cargo();
     types.current_dir(&workspace.root).arg("check");
     types.args(with_feature(workspace.libraries(), "cuda"));
     toolkit.describe_to(&mut types)?;
-    run_all([types])
+
+    let folder = workspace.scratch().join("cuda-kernels");
+    empty(&folder)?;
+    let mut write = cargo();
+    write
+        .current_dir(&workspace.root)
+        .arg("test")
+        .env(TEXTS, &folder);
+    let with_kernels = workspace
+        .libraries()
+        .filter(|package| package.features.contains_key("cuda"));
+    write
+        .args(with_feature(with_kernels, "verify"))
+        .args(["--lib", "--tests", "--quiet", "--", TESTS]);
+    let code = run_all([types, write])?;
+    if code != ExitCode::SUCCESS {
+        return Ok(code);
+    }
+    let texts = kernel_texts(&folder)?;
+    if texts.is_empty() {
+        bail!("no kernel text was written to `{}`", folder.display());
+    }
+    let compile = texts
+        .iter()
+        .map(|text| toolkit.compile(text))
+        .collect::<Result<Vec<_>>>()?;
+    let code = run_all(compile)?;
+    if code == ExitCode::SUCCESS {
+        eprintln!("{} kernel texts compile to PTX", texts.len());
+    }
+    Ok(code)
+}
+
+/// The folder, made anew.
+fn empty(folder: &Path) -> Result<()> {
+    let cannot = || format!("cannot make the folder `{}`", folder.display());
+    if folder.exists() {
+        std::fs::remove_dir_all(folder).with_context(cannot)?;
+    }
+    std::fs::create_dir_all(folder).with_context(cannot)
+}
+
+/// The CUDA texts in the folder, by name.
+fn kernel_texts(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut texts = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == "cu") {
+            texts.push(path);
+        }
+    }
+    texts.sort();
+    Ok(texts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::line;
+
+    #[test]
+    fn a_toolkit_from_wheels_is_described_to_build_scripts() {
+        let toolkit = Toolkit {
+            root: Some(PathBuf::from("/t")),
+            capability: "86".into(),
+        };
+        let mut command = Command::new("cargo");
+        toolkit.describe_to(&mut command).unwrap();
+        let line = line(&command);
+        assert!(
+            line.contains("CUDA_HOME=/t ") && line.contains("CUDA_COMPUTE_CAP=86 "),
+            "{line}"
+        );
+        let path = command
+            .get_envs()
+            .find(|(name, _)| *name == "PATH")
+            .and_then(|(_, value)| value)
+            .unwrap();
+        assert_eq!(
+            std::env::split_paths(path).next(),
+            Some(PathBuf::from("/t/bin"))
+        );
+    }
+
+    #[test]
+    fn a_text_compiles_for_the_named_device() {
+        let toolkit = Toolkit {
+            root: None,
+            capability: "86".into(),
+        };
+        let command = toolkit.compile(Path::new("/k/lion.cu")).unwrap();
+        assert!(
+            line(&command).ends_with("nvcc -ptx -w -arch=sm_86 -o /k/lion.ptx /k/lion.cu"),
+            "{}",
+            line(&command)
+        );
+    }
+
+    #[test]
+    fn old_texts_are_not_compiled_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let texts = folder.path().join("texts");
+        empty(&texts).unwrap();
+        for name in ["b.cu", "a.cu", "a.ptx"] {
+            std::fs::write(texts.join(name), "").unwrap();
+        }
+        assert_eq!(
+            kernel_texts(&texts).unwrap(),
+            [texts.join("a.cu"), texts.join("b.cu")]
+        );
+        empty(&texts).unwrap();
+        assert!(kernel_texts(&texts).unwrap().is_empty());
+    }
 }

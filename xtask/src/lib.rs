@@ -17,6 +17,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod binary;
+#[cfg(doctest)]
+mod book;
 pub mod command;
 pub mod cuda;
 pub mod features;
@@ -64,6 +66,12 @@ pub enum Task {
     Report(Passed),
     /// Compare two stored runs.
     Compare(Passed),
+    /// List the scenarios.
+    List(Passed),
+    /// Write stored results as JSON, CSV or TensorBoard event files.
+    Export(Passed),
+    /// Write the table of methods in the documentation, or check that it is up to date.
+    Methods(Passed),
     /// Check our implementations against files of reference numbers.
     Verify(Passed),
     /// List the data sets, or fetch one.
@@ -92,6 +100,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Task::Bench(passed) => binary::hand_over(build, "run", &passed.args),
         Task::Report(passed) => binary::hand_over(build, "report", &passed.args),
         Task::Compare(passed) => binary::hand_over(build, "compare", &passed.args),
+        Task::List(passed) => binary::hand_over(build, "list", &passed.args),
+        Task::Export(passed) => binary::hand_over(build, "export", &passed.args),
+        Task::Methods(passed) => binary::hand_over(build, "methods", &passed.args),
         Task::Verify(passed) => binary::hand_over(build, "verify", &passed.args),
         Task::Data(passed) => binary::hand_over(build, "data", &passed.args),
         Task::Perf(passed) => binary::hand_over(build, "perf", &passed.args),

@@ -1,5 +1,5 @@
 //! The documents say what the workspace is: one line for each dependency, one row and one
-//! chapter for each crate, the same example in both READMEs.
+//! chapter for each crate. Their examples are doctests of this package.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -79,22 +79,6 @@ fn the_readme_and_the_book_have_every_crate() {
             .join(format!("{}.md", package.short_name()));
         assert!(chapter.is_file(), "{} is missing", chapter.display());
     }
-}
-
-/// The first fenced Rust block of a Markdown text.
-fn rust_block(text: &str) -> &str {
-    let (_, after) = text.split_once("```rust").expect("a Rust example");
-    let (_, after) = after.split_once('\n').unwrap();
-    after.split_once("\n```").unwrap().0
-}
-
-#[test]
-fn the_readme_shows_the_example_that_the_crate_tests() {
-    let root = Workspace::read().unwrap().root;
-    assert_eq!(
-        rust_block(&read(root.join("README.md"))),
-        rust_block(&read(root.join("crates/optim/README.md")))
-    );
 }
 
 #[test]

@@ -1,0 +1,13 @@
+//! The examples of the README and the book, as doctests.
+
+#[doc = include_str!("../../README.md")]
+mod readme {}
+
+#[doc = include_str!("../../docs/crates/tensor-core.md")]
+mod tensor_core {}
+
+#[doc = include_str!("../../docs/crates/datasets.md")]
+mod datasets {}
+
+#[doc = include_str!("../../docs/crates/nn.md")]
+mod nn {}
