@@ -27,3 +27,8 @@ pub mod solve;
 pub mod verify;
 
 pub use error::{Error, Result};
+
+/// The README's example is compiled and run with the other examples.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -30,6 +30,9 @@ use sha2::{Digest, Sha256};
 /// Elements that one task fills; fixed, so that it has no influence on the numbers.
 const BLOCK: usize = 8192;
 
+/// Words that are drawn before they are used; divides [`BLOCK`], and even for pairs.
+const RUN: usize = 128;
+
 /// A reproducible stream of random numbers; see the [module](self) page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RandomStream {
@@ -204,10 +207,12 @@ impl RandomStream {
         let one = |(i, block): (usize, &mut [T])| {
             let mut rng = ChaCha8Rng::from_seed(self.key);
             rng.set_word_pos(2 * (u128::from(start) + (i * BLOCK) as u128));
-            let mut words = [0u64; BLOCK];
-            let words = &mut words[..words_for(block.len())];
-            words.iter_mut().for_each(|w| *w = rng.next_u64());
-            write(words, block);
+            let mut words = [0u64; RUN];
+            for run in block.chunks_mut(RUN) {
+                let words = &mut words[..words_for(run.len())];
+                words.iter_mut().for_each(|w| *w = rng.next_u64());
+                write(words, run);
+            }
         };
         if out.len() <= BLOCK {
             if !out.is_empty() {

@@ -4,7 +4,7 @@
 //! system's C compiler turns the same lines into a program, and its results can be compared with
 //! the CPU kernel's bit for bit: index arithmetic, masks, rounding, counts.
 
-use super::device::device_source;
+use super::device::{device_source, CUDA_PRELUDE};
 use super::{FusedUpdate, GradMap, Mask, Rule, StateDType, Work};
 use crate::random::RandomStream;
 use crate::{Error, Result};
@@ -80,6 +80,9 @@ const LEN: usize = 5003;
 /// bit: `f32`, `f64` and mixed `bf16` dtypes, dense and masked, with and without holding
 /// non-finite gradients, under a gradient map.
 ///
+/// Where the environment variable `THALWEG_KERNEL_TEXTS` names a folder, the CUDA texts are written
+/// there, for a CUDA compiler to look at.
+///
 /// # Errors
 /// [`Error::Unsupported`] when the rule has no device text or the machine has no C compiler (`cc`),
 /// [`Error::BadFile`] naming the first difference.
@@ -91,6 +94,12 @@ pub fn check_on_host<R: Rule<S, K>, const S: usize, const K: usize>(rule: R) -> 
         (DType::BF16, DType::F32),
         (DType::F32, DType::BF16),
     ] {
+        if let Some(folder) = std::env::var_os("THALWEG_KERNEL_TEXTS") {
+            let name = format!("{}-{param:?}-{state:?}.cu", R::NAME);
+            let text = device_source::<R, S, K>(CUDA_PRELUDE, param, state)?;
+            let path = Path::new(&folder).join(name);
+            std::fs::write(&path, text).map_err(|e| Error::io(&path, e))?;
+        }
         let program = compile::<R, S, K>(dir.path(), param, state)?;
         for masked in [false, true] {
             for hold in [false, true] {

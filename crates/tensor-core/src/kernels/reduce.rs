@@ -8,7 +8,7 @@ use super::plan::{Plan, Segment};
 use super::rule::Map;
 use super::{Element, GradMap, Real};
 use crate::{Error, Result};
-use candle_core::{CpuStorage, DType, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, DType, Device, Storage, StorageRef, Tensor};
 use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
 
@@ -109,22 +109,23 @@ fn check_pair(param: &Tensor, grad: &Tensor) -> Result<()> {
 
 /// The same sums by tensor operations, where the data live on a device.
 fn on_device((param, grad, map): &(Option<&Tensor>, &Tensor, GradMap)) -> Result<Moments> {
-    let sum = |x: Tensor| -> Result<f64> {
-        Ok(x.to_dtype(DType::F32)?
-            .sum_all()?
-            .to_dtype(DType::F64)?
-            .to_scalar::<f64>()?)
+    // Half precision would overflow in the sums; f64 stays what it is.
+    let dtype = match grad.dtype() {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
     };
-    let mapped = map
-        .apply(grad, param.unwrap_or(grad))?
-        .to_dtype(DType::F32)?;
+    let sum = |x: Tensor| -> Result<f64> {
+        let total = x.to_dtype(dtype)?.sum_all()?.to_device(&Device::Cpu)?;
+        Ok(total.to_dtype(DType::F64)?.to_scalar::<f64>()?)
+    };
+    let mapped = map.apply(grad, param.unwrap_or(grad))?.to_dtype(dtype)?;
     // 0 x is 0 for finite x and NaN otherwise, and NaN differs from itself.
     let residue = mapped.affine(0.0, 0.0)?;
     let nonfinite = sum(residue.ne(&residue)?)? as u64;
     let (pp, pg) = match param {
         None => (0.0, 0.0),
         Some(param) => {
-            let param = param.to_dtype(DType::F32)?;
+            let param = param.to_dtype(dtype)?;
             (sum(param.sqr()?)?, sum((param * &mapped)?)?)
         }
     };
