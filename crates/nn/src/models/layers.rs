@@ -1,9 +1,12 @@
 //! What the networks are put together from.
 
 use crate::init::Initializer;
+use crate::norm::ghost_batch::{ghost_batch_norm, GhostBatchNorm, GhostBatchNormConfig};
+use crate::norm::power::{PowerNorm, PowerNormConfig, PowerNormV};
+use crate::norm::{layer_norm, rms_norm, LayerNorm, LayerNormConfig, RmsNorm};
 use crate::Result;
-use candle_core::{Module, Tensor};
-use candle_nn::{Linear, VarBuilder};
+use candle_core::{Module, ModuleT, Tensor};
+use candle_nn::{Conv2d, Conv2dConfig, Linear, VarBuilder};
 
 /// A nonlinearity between layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,4 +58,120 @@ pub(super) fn linear(
         false => None,
     };
     Ok(Linear::new(weight, bias))
+}
+
+/// A 3x3 (or 1x1) convolution that keeps the size at stride 1, without a bias; variable `weight`
+/// `[out, in, k, k]`.
+pub(super) fn conv(
+    inputs: usize,
+    outputs: usize,
+    kernel: usize,
+    stride: usize,
+    init: Initializer,
+    vb: VarBuilder,
+) -> Result<Conv2d> {
+    let shape = [outputs, inputs, kernel, kernel];
+    let weight = vb.get_with_hints(&shape, "weight", init.hint(&shape)?)?;
+    let config = Conv2dConfig {
+        padding: kernel / 2,
+        stride,
+        ..Default::default()
+    };
+    Ok(Conv2d::new(weight, None, config))
+}
+
+/// The normalization over a batch that follows a linear layer or a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum BatchNormKind {
+    /// None.
+    #[default]
+    None,
+    /// Batch norm.
+    Batch,
+    /// Ghost batch norm.
+    Ghost(GhostBatchNormConfig),
+}
+
+impl BatchNormKind {
+    pub(super) fn build(&self, channels: usize, vb: VarBuilder) -> Result<Option<GhostBatchNorm>> {
+        let config = match self {
+            BatchNormKind::None => return Ok(None),
+            // One group of all examples.
+            BatchNormKind::Batch => GhostBatchNormConfig::batch_norm(),
+            BatchNormKind::Ghost(config) => *config,
+        };
+        Ok(Some(ghost_batch_norm(channels, config, vb)?))
+    }
+}
+
+/// Applies a norm where there is one.
+pub(super) fn normalize(
+    norm: Option<&GhostBatchNorm>,
+    x: Tensor,
+    train: bool,
+) -> candle_core::Result<Tensor> {
+    match norm {
+        Some(norm) => norm.forward_t(&x, train),
+        None => Ok(x),
+    }
+}
+
+/// The normalization of a transformer's token vectors.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TokenNorm {
+    /// Layer norm.
+    Layer(LayerNormConfig),
+    /// RMS norm with this epsilon.
+    Rms(f64),
+    /// Batch norm (or ghost batch norm) over all tokens of all sequences.
+    Batch(GhostBatchNormConfig),
+    /// Power normalization; its layout is set to `(B, T, C)`.
+    Power(PowerNormConfig),
+    /// PN-V, power normalization without running statistics.
+    PowerV(PowerNormConfig),
+}
+
+/// A built [`TokenNorm`] over `[B, T, C]`.
+#[derive(Debug, Clone)]
+pub(super) enum TokenNormLayer {
+    Layer(LayerNorm),
+    Rms(RmsNorm),
+    Batch(GhostBatchNorm),
+    Power(PowerNorm),
+    PowerV(PowerNormV),
+}
+
+impl TokenNorm {
+    pub(super) fn build(&self, channels: usize, vb: VarBuilder) -> Result<TokenNormLayer> {
+        let batch_first = |config: &PowerNormConfig| PowerNormConfig {
+            layout: crate::norm::power::SequenceLayout::BatchFirst,
+            ..config.clone()
+        };
+        Ok(match self {
+            Self::Layer(config) => TokenNormLayer::Layer(layer_norm(channels, *config, vb)?),
+            Self::Rms(eps) => TokenNormLayer::Rms(rms_norm(channels, *eps, vb)?),
+            Self::Batch(config) => TokenNormLayer::Batch(ghost_batch_norm(channels, *config, vb)?),
+            Self::Power(config) => {
+                TokenNormLayer::Power(PowerNorm::new(channels, batch_first(config), vb)?)
+            }
+            Self::PowerV(config) => {
+                TokenNormLayer::PowerV(PowerNormV::new(channels, batch_first(config), vb)?)
+            }
+        })
+    }
+}
+
+impl ModuleT for TokenNormLayer {
+    fn forward_t(&self, x: &Tensor, train: bool) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Layer(norm) => norm.forward(x),
+            Self::Rms(norm) => norm.forward(x),
+            Self::Batch(norm) => {
+                let tokens = x.flatten_to(x.rank() - 2)?;
+                norm.forward_t(&tokens, train)?.reshape(x.shape())
+            }
+            Self::Power(norm) => ModuleT::forward_t(norm, x, train),
+            Self::PowerV(norm) => norm.forward_t(x, train),
+        }
+    }
 }

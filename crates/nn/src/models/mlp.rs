@@ -1,7 +1,8 @@
 //! A multi-layer perceptron.
 
-use super::layers::{linear, Activation};
+use super::layers::{linear, normalize, Activation, BatchNormKind};
 use crate::init::Initializer;
+use crate::norm::ghost_batch::GhostBatchNorm;
 use crate::{Error, Result};
 use candle_core::{Module, ModuleT, Tensor};
 use candle_nn::{Linear, VarBuilder};
@@ -13,6 +14,8 @@ pub struct MlpConfig {
     pub widths: Vec<usize>,
     /// After each hidden layer.
     pub activation: Activation,
+    /// Between each hidden layer and its activation.
+    pub norm: BatchNormKind,
     /// Whether the linear layers have biases.
     pub bias: bool,
     /// Initial weights.
@@ -25,6 +28,7 @@ impl Default for MlpConfig {
         Self {
             widths: vec![784, 128, 10],
             activation: Activation::Relu,
+            norm: BatchNormKind::None,
             bias: true,
             init: Initializer::torch_linear(),
         }
@@ -57,12 +61,13 @@ impl MlpConfig {
 }
 
 /// Linear layers with an activation between them; variables `layers.0.weight`, `layers.0.bias`,
-/// `layers.1.weight`, ...
+/// `layers.1.weight`, ..., and `norms.0.weight`, ... where hidden layers are normalized.
 ///
 /// Inputs of more than two dimensions are flattened from the second on.
 #[derive(Debug, Clone)]
 pub struct Mlp {
     layers: Vec<Linear>,
+    norms: Vec<Option<GhostBatchNorm>>,
     activation: Activation,
 }
 
@@ -73,29 +78,33 @@ impl Mlp {
     /// [`Error::InvalidConfig`], and candle's when variables do not fit.
     pub fn new(config: &MlpConfig, vb: VarBuilder) -> Result<Self> {
         config.validate()?;
-        let vb_layers = vb.pp("layers");
         let make = |(i, w): (usize, &[usize])| {
-            linear(w[0], w[1], config.bias, config.init, vb_layers.pp(i))
+            linear(w[0], w[1], config.bias, config.init, vb.pp("layers").pp(i))
         };
         let layers: Result<Vec<Linear>> = config.widths.windows(2).enumerate().map(make).collect();
+        let hidden = &config.widths[1..config.widths.len() - 1];
+        let norm = |(i, n): (usize, &usize)| config.norm.build(*n, vb.pp("norms").pp(i));
+        let norms: Result<Vec<_>> = hidden.iter().enumerate().map(norm).collect();
         Ok(Self {
             layers: layers?,
+            norms: norms?,
             activation: config.activation,
         })
     }
 }
 
 impl ModuleT for Mlp {
-    fn forward_t(&self, x: &Tensor, _train: bool) -> candle_core::Result<Tensor> {
-        let mut h = if x.rank() > 2 {
-            x.flatten_from(1)?
-        } else {
-            x.clone()
+    fn forward_t(&self, x: &Tensor, train: bool) -> candle_core::Result<Tensor> {
+        let mut h = match x.rank() {
+            0..=2 => x.clone(),
+            _ => x.flatten_from(1)?,
         };
         for (i, layer) in self.layers.iter().enumerate() {
             h = layer.forward(&h)?;
-            if i + 1 < self.layers.len() {
-                h = self.activation.forward(&h)?;
+            if let Some(norm) = self.norms.get(i) {
+                h = self
+                    .activation
+                    .forward(&normalize(norm.as_ref(), h, train)?)?;
             }
         }
         Ok(h)

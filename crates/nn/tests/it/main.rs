@@ -7,6 +7,7 @@ mod ghost;
 mod init;
 mod layers;
 mod losses;
+mod models;
 mod power;
 mod reference;
 mod stable;

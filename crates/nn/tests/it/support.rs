@@ -58,6 +58,30 @@ pub fn check_gradients(vars: &[&Var], f: impl Fn() -> Tensor) -> f64 {
     worst
 }
 
+/// As [`check_gradients`], along one random direction per variable.
+pub fn check_directions(vars: &[&Var], f: impl Fn() -> Tensor) -> f64 {
+    let grads = f().backward().unwrap();
+    let mut worst = 0.0_f64;
+    for (k, var) in vars.iter().enumerate() {
+        let direction = normal(1000 + k as u64, var.dims(), DType::F64);
+        let start = var.copy().unwrap();
+        let analytic = (grads.get(var).expect("no gradient arrives") * &direction).unwrap();
+        let analytic = values(&analytic.sum_all().unwrap())[0];
+        let at = |step: f64| {
+            var.set(&(&start + (&direction * step).unwrap()).unwrap())
+                .unwrap();
+            values(&f())[0]
+        };
+        let h = 1e-5;
+        let d1 = (at(h) - at(-h)) / (2.0 * h);
+        let d2 = (at(2.0 * h) - at(-2.0 * h)) / (4.0 * h);
+        let numeric = (4.0 * d1 - d2) / 3.0;
+        worst = worst.max((analytic - numeric).abs() / numeric.abs().max(1.0));
+        var.set(&start).unwrap();
+    }
+    worst
+}
+
 /// Runs in a pool of that many threads.
 pub fn with_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
     let pool = rayon::ThreadPoolBuilder::new()
