@@ -4,7 +4,10 @@
 //! error that names the file and what was expected, and no memory is reserved on the word of a
 //! header alone.
 
+pub mod cifar;
 pub mod idx;
+pub mod npy;
+pub mod table;
 
 use crate::{Error, Result};
 use flate2::read::MultiGzDecoder;
