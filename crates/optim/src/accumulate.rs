@@ -14,7 +14,7 @@ struct Add {
 
 impl Rule<0, 2> for Add {
     const NAME: &'static str = "accumulate";
-    const DEVICE_BODY: Option<&'static str> = Some("p = (k[0] > T(0) ? p : T(0)) + k[1] * g;");
+    const DEVICE_BODY: Option<&'static str> = Some("p = (k[0] > 0 ? p : 0) + k[1] * g;");
 
     fn scalars(&self) -> [f64; 2] {
         [f64::from(u8::from(self.keep)), self.weight]
@@ -111,5 +111,18 @@ impl Sums {
             var.elem_count() * var.dtype().size_in_bytes()
         };
         (0..self.update.len()).map(of).sum()
+    }
+}
+
+#[cfg(all(test, feature = "verify"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_text_computes_the_same_bits() -> tensor_core::Result<()> {
+        for keep in [false, true] {
+            tensor_core::kernels::check_on_host(Add { keep, weight: 0.3 })?;
+        }
+        Ok(())
     }
 }

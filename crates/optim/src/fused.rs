@@ -70,9 +70,10 @@ pub struct StepCounts {
 /// Saved state: named tensors.
 pub type State = BTreeMap<String, Tensor>;
 
-/// An optimizer whose state is data: what wrappers and training loops need beyond
-/// `candle_nn::Optimizer`.
-pub trait Stateful: candle_nn::Optimizer {
+/// An optimizer that takes a gradient transform along into its step: what wrappers need beyond
+/// `candle_nn::Optimizer`. This crate's optimizers apply the transform's scalars inside their fused
+/// pass; [`Foreign`](crate::Foreign) makes any other candle optimizer one.
+pub trait StepWith: candle_nn::Optimizer {
     /// The parameters with their names, in order.
     fn params(&self) -> &[(String, Var)];
 
@@ -85,7 +86,10 @@ pub trait Stateful: candle_nn::Optimizer {
         grads: &GradStore,
         transform: &mut dyn GradientTransform,
     ) -> Result<StepReport>;
+}
 
+/// An optimizer whose state is data.
+pub trait Stateful: StepWith {
     /// Everything that a later run needs to continue with the same bits: moments, counters, masks,
     /// random streams, the state of the transforms; not the parameters and not the configuration.
     ///
@@ -336,6 +340,12 @@ impl<const S: usize> Core<S> {
     }
 }
 
+/// One tensor of a state.
+pub(crate) fn part<'a>(state: &'a State, name: &str) -> Result<&'a Tensor> {
+    let missing = || Error::StateMismatch(vec![format!("missing tensor `{name}`")]);
+    state.get(name).ok_or_else(missing)
+}
+
 /// Counters as an `i64` tensor.
 pub(crate) fn counters(values: &[u64]) -> Result<Tensor> {
     let values: Vec<i64> = values.iter().map(|x| *x as i64).collect();
@@ -442,7 +452,7 @@ macro_rules! delegate {
             }
         }
 
-        impl $crate::Stateful for $optimizer {
+        impl $crate::StepWith for $optimizer {
             fn params(&self) -> &[(String, candle_core::Var)] {
                 self.core.params()
             }
@@ -454,7 +464,9 @@ macro_rules! delegate {
             ) -> $crate::Result<$crate::StepReport> {
                 self.advance(grads, Some(transform))
             }
+        }
 
+        impl $crate::Stateful for $optimizer {
             fn state(&self) -> $crate::Result<$crate::State> {
                 let mut state = self.core.state()?;
                 state.extend(self.own_state()?);

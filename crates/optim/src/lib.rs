@@ -1,5 +1,3 @@
-// The optimizers on the engine (fused, adamw, lion, sgd, spam) and the trait in transform/mod.rs come from the lead
-// (see the end of /tmp/brief/engine.md); build on them, remove this line.
 //! Optimizers, gradient transforms, learning-rate schedules and training diagnostics for
 //! [candle](candle_core), with fused update kernels.
 
@@ -7,11 +5,13 @@ mod accumulate;
 pub mod adamw;
 pub mod closure;
 mod error;
+mod foreign;
 mod fused;
 pub mod gradients;
 pub mod large_batch;
 pub mod lion;
 pub mod param_group;
+pub mod perp_grad;
 pub mod schedule;
 pub mod sgd;
 pub mod spam;
@@ -23,7 +23,10 @@ pub mod verify;
 pub use adamw::{AdamW, AdamWConfig};
 pub use closure::ClosureOptimizer;
 pub use error::{Error, Result};
-pub use fused::{NonFinite, Snapshot, State, Stateful, StepCounts, StepReport, WeightDecay};
+pub use foreign::Foreign;
+pub use fused::{
+    NonFinite, Snapshot, State, Stateful, StepCounts, StepReport, StepWith, WeightDecay,
+};
 pub use gradients::Gradients;
 pub use lion::{Lion, LionConfig};
 pub use param_group::{DecayMask, ParamFilter, ParamGroup};

@@ -7,10 +7,9 @@
 //! Per step, for every parameter `w` with gradient `g` and momentum `m` (zero at the start):
 //!
 //! ```text
-//! w <- w (1 - eta lambda)
 //! c  = beta1 m + (1 - beta1) g
-//! w <- w - eta sign(c)                 sign(0) = 0
-//! m <- beta2 m + (1 - beta2) g
+//! w <- w - eta (sign(c) + lambda w)    sign(0) = 0
+//! m <- beta2 m + (1 - beta2) g         from the old m
 //! ```
 //!
 //! | symbol | field |
@@ -136,12 +135,12 @@ struct LionRule {
 impl Rule<1, 6> for LionRule {
     const NAME: &'static str = "lion";
     const DEVICE_BODY: Option<&'static str> = Some(
-        "const T c = k[2] * s0 + k[3] * g; p = p * k[0] - k[1] * sign(c); s0 = k[4] * s0 + k[5] * g;",
+        "const T c = k[2] * s0 + k[3] * g; p = p - k[1] * (sign(c) + k[0] * p); s0 = k[4] * s0 + k[5] * g;",
     );
 
     fn scalars(&self) -> [f64; 6] {
         [
-            1.0 - self.lr * self.weight_decay,
+            self.weight_decay,
             self.lr,
             self.beta1,
             1.0 - self.beta1,
@@ -154,7 +153,8 @@ impl Rule<1, 6> for LionRule {
     fn update<T: Real>(k: &[T; 6], param: T, grad: T, [m]: [T; 1]) -> Updated<T, 1> {
         let c = k[2] * m + k[3] * grad;
         Updated {
-            param: param * k[0] - k[1] * c.sign(),
+            // Decay and step together: rounded once where `w (1 - eta lambda)` rounds twice.
+            param: param - k[1] * (c.sign() + k[0] * param),
             state: [k[4] * m + k[5] * grad],
             event: false,
         }

@@ -16,7 +16,7 @@ use std::sync::{Arc, PoisonError};
 /// ```
 /// use candle_core::{DType, Device, Var};
 /// use thalweg_optim::adamw::{AdamW, AdamWConfig};
-/// use thalweg_optim::ParamGroup;
+/// use thalweg_optim::{ParamGroup, StepWith};
 ///
 /// let body = Var::zeros((4, 4), DType::F32, &Device::Cpu)?;
 /// let head = Var::zeros(4, DType::F32, &Device::Cpu)?;

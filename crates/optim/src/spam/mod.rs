@@ -32,9 +32,11 @@
 
 mod config;
 mod masks;
+mod monitor;
 mod rule;
 
 pub use config::{DecayMode, SpamConfig};
+pub use monitor::{spike_scores, SpikeMonitor, SpikeReport, TensorSpikes};
 
 use crate::fused::{counters, delegate, read_counters, Core, Rates, State};
 use crate::gradients::Gradients;

@@ -3,6 +3,51 @@
 //! A [`GradientTransform`] changes the [`Gradients`] of one step. A transform that scales, clips or
 //! projects composes its scalars into their maps and allocates nothing; one that a map cannot
 //! express replaces a gradient's tensor. Any transform may [withhold](Flow::Withhold) the step.
+//!
+//! | transform | what it does | costs |
+//! | --- | --- | --- |
+//! | [`ClipByGlobalNorm`] | scales all gradients to a common norm at most | one pass of reading |
+//! | [`ClipByNorm`] | the same for each tensor alone | one pass of reading |
+//! | [`ClipByValue`] | bounds every entry | nothing |
+//! | [`AddWeightDecay`] | adds a multiple of the parameter | nothing |
+//! | [`OrthogonalProjection`](crate::perp_grad::OrthogonalProjection) | removes the part along the parameter | one pass of reading |
+//! | [`SpikeClip`] | bounds entries by their own past | one pass, two buffers |
+//! | [`Accumulate`] | averages over several calls of `step` | one pass, one buffer |
+//! | [`NonFiniteGuard`] | skips, refuses or zeroes NaN and infinity | one pass of reading |
+//!
+//! The order matters: a guard comes first, clipping comes before projection.
+//!
+//! ```
+//! use candle_core::{Device, Var};
+//! use candle_nn::Optimizer;
+//! use thalweg_optim::transform::{Accumulate, Chain, ClipByGlobalNorm};
+//! use thalweg_optim::{AdamW, AdamWConfig, StepWith};
+//!
+//! let w = Var::new(&[3f32, -2.0], &Device::Cpu)?;
+//! let mut optimizer = AdamW::new(vec![w.clone()], AdamWConfig { lr: 0.1, ..Default::default() })?;
+//! // Every second call of `step` is an update, with the mean of two gradients of norm at most 1.
+//! let chain = Chain::new()
+//!     .then(Accumulate::new(optimizer.params(), 2)?)
+//!     .then(ClipByGlobalNorm::new(1.0)?);
+//! optimizer = optimizer.with_transforms(chain);
+//! for _ in 0..10 {
+//!     optimizer.backward_step(&w.sqr()?.sum_all()?)?;
+//! }
+//! assert_eq!(optimizer.counts().taken, 5);
+//! # Ok::<(), thalweg_optim::Error>(())
+//! ```
+
+mod accumulate;
+mod clip;
+mod decay;
+mod guard;
+mod spike;
+
+pub use accumulate::Accumulate;
+pub use clip::{ClipByGlobalNorm, ClipByNorm, ClipByValue};
+pub use decay::AddWeightDecay;
+pub use guard::{Guard, NonFiniteGuard};
+pub use spike::{SpikeClip, SpikeClipConfig};
 
 use crate::gradients::Gradients;
 use crate::{Error, Result, State};
@@ -117,4 +162,26 @@ impl GradientTransform for Chain {
         }
         Ok(())
     }
+}
+
+/// Refuses gradients of other parameters than a transform's buffers were made for.
+fn expect_params(params: &[(String, candle_core::Var)], gradients: &Gradients<'_>) -> Result<()> {
+    let same = |i: usize| gradients.var(i).id() == params[i].1.id();
+    if gradients.len() == params.len() && (0..params.len()).all(same) {
+        return Ok(());
+    }
+    let expected = format!("the {} that the transform was made for", params.len());
+    Err(Error::argument("parameters", gradients.len(), expected))
+}
+
+/// Makes tensors of the gradients whose map subtracts a multiple of the parameter.
+fn without_projection(gradients: &mut Gradients<'_>) -> Result<()> {
+    for i in 0..gradients.len() {
+        if gradients.get(i).is_some_and(|(_, map)| map.along != 0.0) {
+            if let Some(tensor) = gradients.materialized(i)? {
+                gradients.replace(i, tensor);
+            }
+        }
+    }
+    Ok(())
 }

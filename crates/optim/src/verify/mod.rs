@@ -4,12 +4,21 @@
 //! the file's outputs. Cases, counts and shapes are discovered in the file.
 
 mod large_batch;
+mod lion;
+mod perp_grad;
+mod spam;
 mod sso;
 
 pub use large_batch::large_batch;
+pub use lion::lion;
+pub use perp_grad::perp_grad;
+pub use spam::spam;
 pub use sso::sso;
 
 use crate::{Error, Result};
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor, Var};
+use candle_nn::Optimizer;
 use tensor_core::verify::{Array, Reference};
 
 /// The rows along the first axis of an array.
@@ -21,4 +30,41 @@ fn rows(array: &Array) -> Result<Vec<Array>> {
 /// An error about the file.
 fn bad(reference: &Reference, reason: impl ToString) -> Error {
     reference.bad(reason).into()
+}
+
+/// A number inside a metadata value that is a JSON object.
+fn json_number(
+    reference: &Reference,
+    name: &str,
+    object: &serde_json::Value,
+    key: &str,
+) -> Result<f64> {
+    let missing = || {
+        bad(
+            reference,
+            format!("metadata `{name}` has no number `{key}`"),
+        )
+    };
+    object[key].as_f64().ok_or_else(missing)
+}
+
+/// The values of a tensor, row-major.
+fn values(tensor: &Tensor) -> Result<Vec<f64>> {
+    Ok(tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
+}
+
+/// One step with each parameter's gradient number `t`, where it has that many.
+fn step_on(
+    optimizer: &mut impl Optimizer,
+    params: &[(String, Var)],
+    grads: &[Vec<Tensor>],
+    t: usize,
+) -> Result<()> {
+    let mut store = GradStore::default();
+    for ((_, var), grads) in params.iter().zip(grads) {
+        if let Some(grad) = grads.get(t) {
+            store.insert(var, grad.clone());
+        }
+    }
+    Ok(optimizer.step(&store)?)
 }

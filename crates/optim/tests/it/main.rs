@@ -4,6 +4,9 @@
 extern crate thalweg_optim as optim;
 
 mod large_batch;
+mod lion;
+mod perp_grad;
 mod schedule;
+mod spam;
 mod sso;
 mod support;
