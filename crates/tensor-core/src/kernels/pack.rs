@@ -55,57 +55,70 @@ mod wide {
     const LANES: usize = 16;
 
     pub(super) fn available() -> bool {
-        is_x86_feature_detected!("avx512f")
+        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("popcnt")
     }
 
-    /// Bits of the entries `start..start + 16` that exist, and those of them that are set.
+    /// The bits of the entries `start..start + 16` that exist, out of `len`.
     #[inline(always)]
-    fn bits(words: &[u64], start: usize, len: usize) -> (u16, u16) {
-        let exist = match len - start {
+    fn existing(start: usize, len: usize) -> u16 {
+        match len - start {
             n if n >= LANES => u16::MAX,
             n => (1 << n) - 1,
-        };
-        let set = (words[start / 64] >> (start % 64)) as u16;
-        (exist, set & exist)
-    }
-
-    /// # Safety
-    /// Needs AVX-512F, and a `P` of four bytes without padding.
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn pack32<P>(from: &[P], words: &[u64], to: &mut [P; TILE + PAD]) -> usize {
-        let (from_at, to_at) = (from.as_ptr().cast::<i32>(), to.as_mut_ptr().cast::<i32>());
-        let mut count = 0;
-        for start in (0..from.len()).step_by(LANES) {
-            let (exist, set) = bits(words, start, from.len());
-            // SAFETY: masked-out lanes are not read; at most TILE entries are packed, and the
-            // whole vector is stored inside the padding.
-            unsafe {
-                let values = _mm512_maskz_loadu_epi32(exist, from_at.add(start));
-                let packed = _mm512_maskz_compress_epi32(set, values);
-                _mm512_storeu_si512(to_at.add(count).cast(), packed);
-            }
-            count += set.count_ones() as usize;
         }
-        count
     }
 
     /// # Safety
-    /// Needs AVX-512F, and a `P` of four bytes without padding.
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn spread32<P>(from: &[P; TILE + PAD], words: &[u64], to: &mut [P]) {
-        let (from_at, to_at) = (from.as_ptr().cast::<i32>(), to.as_mut_ptr().cast::<i32>());
-        let mut count = 0;
-        for start in (0..to.len()).step_by(LANES) {
-            let (exist, set) = bits(words, start, to.len());
-            // SAFETY: masked-out lanes are neither read nor written; reads of packed entries end
-            // inside the padding.
-            unsafe {
-                let old = _mm512_maskz_loadu_epi32(exist, to_at.add(start));
-                let packed = _mm512_loadu_si512(from_at.add(count).cast());
-                let new = _mm512_mask_expand_epi32(old, set, packed);
-                _mm512_mask_storeu_epi32(to_at.add(start), exist, new);
+    /// Needs AVX-512F and popcnt, a `P` of four bytes without padding, and a word for every 64
+    /// entries of `from`, without set bits beyond its end.
+    #[target_feature(enable = "avx512f,popcnt")]
+    pub(super) unsafe fn pack32<P>(from: &[P], words: &[u64], to: &mut [P; TILE + PAD]) -> usize {
+        let (mut from_at, mut to_at) = (from.as_ptr().cast::<i32>(), to.as_mut_ptr().cast::<i32>());
+        let (begin, mut start) = (to_at, 0);
+        for &word in words {
+            for part in 0..4 {
+                let set = (word >> (LANES * part)) as u16;
+                if start < from.len() {
+                    // SAFETY: lanes beyond the end are not read; at most TILE entries are packed,
+                    // and the whole vector is stored inside the padding.
+                    unsafe {
+                        let values = _mm512_maskz_loadu_epi32(existing(start, from.len()), from_at);
+                        let packed = _mm512_maskz_compress_epi32(set, values);
+                        _mm512_storeu_si512(to_at.cast(), packed);
+                        to_at = to_at.add(set.count_ones() as usize);
+                        from_at = from_at.add(LANES);
+                    }
+                }
+                start += LANES;
             }
-            count += set.count_ones() as usize;
+        }
+        // SAFETY: both pointers lie in `to`.
+        unsafe { to_at.offset_from(begin) as usize }
+    }
+
+    /// # Safety
+    /// As [`pack32`], for `to`.
+    #[target_feature(enable = "avx512f,popcnt")]
+    pub(super) unsafe fn spread32<P>(from: &[P; TILE + PAD], words: &[u64], to: &mut [P]) {
+        let (mut from_at, mut to_at) = (from.as_ptr().cast::<i32>(), to.as_mut_ptr().cast::<i32>());
+        let mut start = 0;
+        for &word in words {
+            for part in 0..4 {
+                let set = (word >> (LANES * part)) as u16;
+                if start < to.len() {
+                    let exist = existing(start, to.len());
+                    // SAFETY: lanes beyond the end are neither read nor written; reads of packed
+                    // entries end inside the padding.
+                    unsafe {
+                        let old = _mm512_maskz_loadu_epi32(exist, to_at);
+                        let packed = _mm512_loadu_si512(from_at.cast());
+                        let new = _mm512_mask_expand_epi32(old, set, packed);
+                        _mm512_mask_storeu_epi32(to_at, exist, new);
+                        from_at = from_at.add(set.count_ones() as usize);
+                        to_at = to_at.add(LANES);
+                    }
+                }
+                start += LANES;
+            }
         }
     }
 }
