@@ -11,3 +11,6 @@ mod datasets {}
 
 #[doc = include_str!("../../docs/crates/nn.md")]
 mod nn {}
+
+#[doc = include_str!("../../docs/crates/optim.md")]
+mod optim {}
