@@ -170,7 +170,9 @@ pub enum Error {
     },
 
     /// A download failed; what has arrived is kept and the next attempt continues from there.
-    #[error("{url}: {reason} ({kept} bytes kept; a new attempt continues there)")]
+    #[error(
+        "cannot download {url}: {reason}; {kept} bytes are kept and the next attempt continues there"
+    )]
     Network {
         /// The address.
         url: String,

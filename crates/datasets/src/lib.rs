@@ -37,6 +37,8 @@ pub mod corrupt;
 mod data;
 pub mod data_dir;
 pub mod digits;
+#[cfg(feature = "download")]
+pub mod download;
 mod error;
 pub mod generate;
 pub mod load;
@@ -52,3 +54,8 @@ pub use load::cifar::{cifar10, cifar100};
 pub use load::idx::mnist;
 pub use split::Sizes;
 pub use tensor_core::random::RandomStream;
+
+/// Compiles the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

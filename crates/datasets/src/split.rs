@@ -17,7 +17,7 @@
 //! # Ok::<(), thalweg_datasets::Error>(())
 //! ```
 
-use crate::{Classification, Error, Result};
+use crate::{Classification, Error, Regression, Result};
 use tensor_core::random::RandomStream;
 
 /// How big the parts are. What the parts do not take is left out.
@@ -184,6 +184,17 @@ impl Classification {
     /// Those of [`split_stratified`].
     pub fn split_stratified(&self, sizes: Sizes<'_>, rng: &mut RandomStream) -> Result<Vec<Self>> {
         let parts = split_stratified(&self.label_vec()?, sizes, rng)?;
+        parts.iter().map(|part| self.select(part)).collect()
+    }
+}
+
+impl Regression {
+    /// Disjoint random parts; see [`split`].
+    ///
+    /// # Errors
+    /// Those of [`split`].
+    pub fn split(&self, sizes: Sizes<'_>, rng: &mut RandomStream) -> Result<Vec<Self>> {
+        let parts = split(self.len(), sizes, rng)?;
         parts.iter().map(|part| self.select(part)).collect()
     }
 }

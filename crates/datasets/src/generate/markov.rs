@@ -49,7 +49,7 @@ impl MarkovChains {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] without chains, for more chains than tokens (the first token
-    /// names the chain), or a concentration that is not positive and finite.
+    /// names the chain), or a concentration outside `1e-6..=1e6`.
     pub fn dirichlet(
         chains: usize,
         tokens: usize,
@@ -57,8 +57,9 @@ impl MarkovChains {
         rng: &mut RandomStream,
     ) -> Result<Self> {
         let total = table_size(chains, tokens)?;
-        if !(concentration.is_finite() && concentration > 0.0) {
-            let expected = "a finite number > 0";
+        // Outside, rows are one-hot or uniform to the last bit.
+        if !(1e-6..=1e6).contains(&concentration) {
+            let expected = "1e-6 to 1e6";
             return Err(Error::invalid("concentration", concentration, expected));
         }
         // Gamma(a) = Gamma(a + 1) U^(1/a), kept as a logarithm: small concentrations underflow.

@@ -115,9 +115,14 @@ impl ModularTable {
     /// Both operands one-hot, side by side: inputs `[rows, 2p]`, label = result.
     ///
     /// # Errors
-    /// Those of candle.
+    /// [`Error::InvalidArgument`] for a modulus above 812: the table would have more than 2^30
+    /// entries.
     pub fn one_hot(&self, dtype: DType, device: &Device) -> Result<Classification> {
         let p = self.modulus();
+        if p > 812 {
+            let expected = "at most 812 for one-hot pairs; take `pairs` or `tokens`";
+            return Err(Error::invalid("modulus", p, expected));
+        }
         let mut inputs = vec![0u8; self.rows.len() * 2 * p];
         for (x, [a, b, _]) in inputs.chunks_mut(2 * p).zip(&self.rows) {
             x[*a as usize] = 1;

@@ -50,6 +50,9 @@ pub fn read(path: impl AsRef<Path>) -> Result<Tensor> {
             .chunks_exact_mut(dtype.size_in_bytes())
             .for_each(<[u8]>::reverse);
     }
+    if bytes.is_empty() {
+        return Ok(Tensor::zeros(shape, dtype, &Device::Cpu)?);
+    }
     if dtype == DType::U8 {
         return Ok(Tensor::from_vec(bytes, shape, &Device::Cpu)?);
     }
@@ -123,15 +126,12 @@ pub fn images(
 ) -> Result<Classification> {
     let (images, labels) = (images.as_ref(), labels.as_ref());
     let pixels = read(images)?;
-    let &[n, h, w] = pixels.dims() else {
-        return Err(wrong_content(images, &pixels, "bytes of shape [n, h, w]"));
+    let (&[n, h, w], DType::U8) = (pixels.dims(), pixels.dtype()) else {
+        return Err(wrong_content(images, &pixels, "U8 of shape [n, h, w]"));
     };
     let answers = read(labels)?;
-    if pixels.dtype() != DType::U8 {
-        return Err(wrong_content(images, &pixels, "bytes of shape [n, h, w]"));
-    }
     if answers.rank() != 1 || answers.dtype() != DType::U8 {
-        return Err(wrong_content(labels, &answers, "bytes of shape [n]"));
+        return Err(wrong_content(labels, &answers, "U8 of shape [n]"));
     }
     let inputs = pixels
         .reshape((n, 1, h, w))?

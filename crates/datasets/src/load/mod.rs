@@ -15,12 +15,18 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// Opens a file for reading; gzip is recognised by its first two bytes, not by the name.
+/// Opens a file for reading, [`decompressed`].
 pub(crate) fn open(path: &Path) -> Result<Box<dyn Read>> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut reader = BufReader::with_capacity(1 << 16, file);
-    let start = reader.fill_buf().map_err(|e| Error::io(path, e))?;
-    if start.starts_with(&[0x1f, 0x8b]) {
+    let reader = BufReader::with_capacity(1 << 16, file);
+    decompressed(reader).map_err(|e| Error::io(path, e))
+}
+
+/// The content of a stream: gzip is recognised by its first two bytes, not by a name.
+pub(crate) fn decompressed<'a>(
+    mut reader: impl BufRead + 'a,
+) -> std::io::Result<Box<dyn Read + 'a>> {
+    if reader.fill_buf()?.starts_with(&[0x1f, 0x8b]) {
         Ok(Box::new(MultiGzDecoder::new(reader)))
     } else {
         Ok(Box::new(reader))

@@ -148,6 +148,7 @@ impl Header {
                 .map(|b| u16::from_ne_bytes([b[0], b[1]]))
         };
         Ok(match (self.kind, self.bytes) {
+            _ if bytes.is_empty() => Tensor::zeros(shape, dtype, device)?,
             ('i', 1) => {
                 let wide: Vec<i64> = bytes.iter().map(|b| i64::from(*b as i8)).collect();
                 Tensor::from_vec(wide, shape, device)?
@@ -165,7 +166,6 @@ impl Header {
                 }
                 tensor
             }
-            _ if bytes.is_empty() => Tensor::zeros(shape, dtype, device)?,
             _ => Tensor::from_raw_buffer(bytes, dtype, shape, device)?,
         })
     }

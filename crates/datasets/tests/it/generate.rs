@@ -3,7 +3,7 @@ use thalweg_datasets::generate::{
     linear_regression, logistic_regression, spirals, two_moons, BitEncoding, ConditionedConfig,
     GaussianMixture, SparseParity, Spectrum,
 };
-use thalweg_datasets::{Classification, Error, RandomStream};
+use thalweg_datasets::{Classification, Error, RandomStream, Sizes};
 
 const CPU: &Device = &Device::Cpu;
 
@@ -63,6 +63,8 @@ fn mixtures_check_their_parts() {
         assert!(matches!(bad, Err(Error::InvalidArgument { .. })));
     }
     let ring = GaussianMixture::ring(4, 2.0, 0.0).unwrap();
+    let none = ring.sample(0, &mut RandomStream::new(0), DType::F32, CPU);
+    assert!(none.unwrap().is_empty());
     let data = ring.sample(50, &mut RandomStream::new(0), DType::F32, CPU);
     for (x, class) in rows(&data.unwrap()) {
         let angle = std::f64::consts::FRAC_PI_2 * f64::from(class);
@@ -124,8 +126,7 @@ fn curves_check_their_arguments() {
     assert_eq!(one.len(), 1);
 }
 
-/// `X^T X / n` has the traces of the spectrum: sums of s, s^2 and s^3 agree, and so do all
-/// eigenvalues of a spectrum with distinct values.
+/// The powers of `X^T X / n` have the traces that the spectrum says, which determines it.
 fn assert_spectrum(inputs: &Tensor, spectrum: &[f64]) {
     let n = inputs.dim(0).unwrap() as f64;
     let gram = inputs.t().unwrap().matmul(inputs).unwrap();
@@ -163,9 +164,7 @@ fn conditioning_is_exact() {
         let spectrum = &problem.spectrum;
         assert!((spectrum[0] / spectrum[5] / condition - 1.0).abs() < 1e-12);
         assert_spectrum(&problem.data.inputs, spectrum);
-        // The smallest eigenvalue, which traces do not see: along its eigenvector, found by
-        // solving with the other ones removed, |X v|^2 / n is s_d. Here through the determinant of
-        // the Gram matrix by elimination.
+        // The traces hardly see the smallest eigenvalues; the determinant does.
         let gram = problem.data.inputs.t().unwrap();
         let gram = (gram.matmul(&problem.data.inputs).unwrap() / 40.0).unwrap();
         let determinant = determinant(gram.to_vec2().unwrap());
@@ -182,15 +181,17 @@ fn conditioning_is_exact() {
     assert_spectrum(&problem.data.inputs, &[3.0, 0.0, 1.0, 0.5, 0.1]);
 }
 
+/// By elimination; enough for positive definite matrices.
 fn determinant(mut m: Vec<Vec<f64>>) -> f64 {
     let mut product = 1.0;
-    for i in 0..m.len() {
-        product *= m[i][i];
-        for j in i + 1..m.len() {
-            let factor = m[j][i] / m[i][i];
-            for k in i..m.len() {
-                m[j][k] -= factor * m[i][k];
-            }
+    while let Some(pivot) = m.pop() {
+        let Some((last, rest)) = pivot.split_last() else {
+            break;
+        };
+        product *= last;
+        for row in &mut m {
+            let factor = row.pop().unwrap() / last;
+            row.iter_mut().zip(rest).for_each(|(x, y)| *x -= factor * y);
         }
     }
     product
@@ -204,6 +205,8 @@ fn linear_targets_are_the_weights_plus_noise() {
     };
     let mut rng = RandomStream::new(0);
     let problem = linear_regression(&config, 0.3, &mut rng, DType::F64, CPU).unwrap();
+    let parts = problem.data.split(Sizes::Counts(&[4000, 1000]), &mut rng);
+    assert_eq!(parts.unwrap()[1].len(), 1000);
     let clean = problem
         .data
         .inputs

@@ -26,6 +26,10 @@ fn write(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 #[test]
 fn all_types_are_read_plain_and_gzip() {
     let dir = tempfile::tempdir().unwrap();
+    for kind in [0x08, 0x0B, 0x0C, 0x0D, 0x0E] {
+        let empty = read(write(dir.path(), "x", &header(kind, &[0, 3]))).unwrap();
+        assert_eq!(empty.dims(), &[0, 3]);
+    }
     let be = |values: &[f64], to: &dyn Fn(f64) -> Vec<u8>| -> Vec<u8> {
         values.iter().flat_map(|v| to(*v)).collect()
     };

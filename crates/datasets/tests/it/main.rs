@@ -7,10 +7,14 @@ mod corrupt;
 mod data;
 mod data_dir;
 mod digits;
+#[cfg(feature = "download")]
+mod download;
 mod generate;
 mod idx;
 mod markov;
 mod modular;
 mod npy;
+#[cfg(feature = "download")]
+mod server;
 mod split;
 mod table;

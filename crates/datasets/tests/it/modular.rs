@@ -76,4 +76,7 @@ fn bad_moduli_are_refused() {
             })
         ));
     }
+    let large = ModularTable::new(ModularOp::Add, 813).unwrap();
+    let error = large.one_hot(DType::U8, &Device::Cpu).unwrap_err();
+    assert!(error.to_string().contains("at most 812"), "{error}");
 }
