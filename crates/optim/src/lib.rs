@@ -14,6 +14,7 @@ pub mod param_group;
 pub mod perp_grad;
 pub mod schedule;
 pub mod sgd;
+pub mod sharpness;
 pub mod spam;
 pub mod sso;
 pub mod transform;

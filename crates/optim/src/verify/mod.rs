@@ -6,12 +6,14 @@
 mod large_batch;
 mod lion;
 mod perp_grad;
+mod sharpness;
 mod spam;
 mod sso;
 
 pub use large_batch::large_batch;
 pub use lion::lion;
 pub use perp_grad::perp_grad;
+pub use sharpness::sharpness;
 pub use spam::spam;
 pub use sso::sso;
 

@@ -7,6 +7,7 @@ mod large_batch;
 mod lion;
 mod perp_grad;
 mod schedule;
+mod sharpness;
 mod spam;
 mod sso;
 mod support;
