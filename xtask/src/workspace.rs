@@ -73,7 +73,11 @@ impl Workspace {
     /// # Errors
     /// Cargo cannot be started, refuses a manifest, or answers in an unknown form.
     pub fn read() -> Result<Self> {
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
+        // Cargo says at run time where this package lies; the binary may have been built for
+        // another copy of the workspace that shares the build folder.
+        let package = std::env::var_os("CARGO_MANIFEST_DIR")
+            .unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        let manifest = Path::new(&package).join("../Cargo.toml");
         let output = cargo()
             .args([
                 "metadata",

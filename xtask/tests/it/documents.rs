@@ -82,6 +82,39 @@ fn the_readme_and_the_book_have_every_crate() {
 }
 
 #[test]
+fn the_oldest_toolchain_is_the_same_everywhere() {
+    let root = Workspace::read().unwrap().root;
+    let manifest: toml::Table = read(root.join("Cargo.toml")).parse().unwrap();
+    let version = manifest["workspace"]["package"]["rust-version"]
+        .as_str()
+        .unwrap();
+    assert!(read(root.join("README.md")).contains(&format!("({version} or newer)")));
+    let toolchain = format!("rustup toolchain install {version} ");
+    assert!(read(root.join(".github/workflows/ci.yml")).contains(&toolchain));
+}
+
+#[test]
+fn the_test_of_every_invariant_exists() {
+    let root = Workspace::read().unwrap().root;
+    let architecture = read(root.join("docs/architecture.md"));
+    let rows: Vec<_> = section(&architecture, "## Invariants")
+        .lines()
+        .filter(|line| line.ends_with("` |"))
+        .collect();
+    assert!(!rows.is_empty());
+    for row in rows {
+        let code: Vec<_> = row.split('`').skip(1).step_by(2).collect();
+        let [.., file, test] = code[..] else {
+            panic!("{row}")
+        };
+        assert!(
+            read(root.join(file)).contains(&format!("fn {test}(")),
+            "{file} has no test `{test}`"
+        );
+    }
+}
+
+#[test]
 fn a_section_ends_at_the_next_heading() {
     let text = "# A\n\n## B\n- `one`: x\n- `two`: y `z`\n## C\n- `three`: x\n";
     assert_eq!(
