@@ -1,17 +1,28 @@
-//! Neural-network layers, losses, initialisers and small reference networks that
+//! Neural-network layers, losses, initializers and small reference networks that
 //! [`candle_nn`] lacks, all of them with gradients.
 //!
 //! | module | what it gives |
 //! | --- | --- |
 //! | [`init`] | Glorot, He, LeCun, orthogonal, truncated normal; variables seeded by name |
 //! | [`norm`] | layer norm and RMS norm with a gradient |
+//! | [`norm::power`] | power normalization: batch statistics for transformers that do not collapse |
+//! | [`norm::ghost_batch`] | batch norm over small groups of a large batch |
 //! | [`softmax`] | softmax and log-softmax with a gradient |
+//! | [`stablemax`] | StableMax and its cross entropy, which rounding does not silence |
 //! | [`loss`] | cross entropy over class indices |
-//! | [`models`] | small reference networks (feature `models`) |
+#![cfg_attr(
+    feature = "models",
+    doc = "| [`models`] | MLP, convolutional and residual networks, a transformer |"
+)]
 //!
 //! Several of candle's own functions (`softmax_last_dim`, `LayerNorm` with a bias, `RmsNorm`)
 //! return no gradient and no error. The layers here take the same parameter names and shapes, so
 //! weights move over unchanged.
+//!
+//! Layers are candle `Module`s or `ModuleT`s over tensors of the caller; nothing here knows a
+//! trainer or a data set. Kernels are fused for f32 and f64 on the CPU, with the same bits for any
+//! number of threads; other devices run candle operations. Each item's documentation says whether
+//! it can be differentiated twice.
 
 mod error;
 pub mod init;
@@ -28,3 +39,8 @@ pub mod verify;
 pub use error::{Error, Result};
 /// The seeded stream that initial values are drawn from, from `thalweg-tensor-core`.
 pub use tensor_core::random::RandomStream;
+
+/// The README's example, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -190,7 +190,12 @@ fn fused<T: Scalar>(logits: &Tensor, labels: Vec<u32>, config: &StableMaxConfig)
     let (losses, sums): (Vec<f64>, Vec<f64>) = {
         let view = View::new(logits)?;
         let x = view.slice::<T>()?;
-        let one = |(x, label): (&[T], &u32)| vectorized(|| row_loss(x, *label as usize, eps));
+        let one = |(x, label): (&[T], &u32)| {
+            vectorized(
+                #[inline(always)]
+                || row_loss(x, *label as usize, eps),
+            )
+        };
         if x.len() >= PARALLEL_FROM {
             x.par_chunks(classes).zip(&labels).map(one).unzip()
         } else {
@@ -204,7 +209,10 @@ fn fused<T: Scalar>(logits: &Tensor, labels: Vec<u32>, config: &StableMaxConfig)
             let view = View::new(logits)?;
             let x = view.slice::<T>()?;
             let one = |((x, dx), ((label, sum), grad)): GradientRow<'_, T>| {
-                vectorized(|| row_gradient(x, dx, *label as usize, *sum, *grad, eps));
+                vectorized(
+                    #[inline(always)]
+                    || row_gradient(x, dx, *label as usize, *sum, *grad, eps),
+                );
             };
             if x.len() >= PARALLEL_FROM {
                 let rows = x.par_chunks(classes).zip(dx.par_chunks_mut(classes));
@@ -243,13 +251,17 @@ fn score(x: f64, eps: f64) -> f64 {
 fn row_loss<T: Scalar>(x: &[T], label: usize, eps: f64) -> (f64, f64) {
     let mut lanes = [0.0; LANES];
     let mut nan = false;
-    for x in x.chunks(LANES) {
-        for (lane, x) in lanes.iter_mut().zip(x) {
-            let x = x.to_f64();
-            // Maximum and minimum drop NaN.
-            nan |= x.is_nan();
-            *lane += score(x, eps);
+    let full = x.chunks_exact(LANES);
+    for (lane, x) in lanes.iter_mut().zip(full.remainder()) {
+        *lane += score(x.to_f64(), eps);
+        nan |= x.to_f64().is_nan();
+    }
+    for x in full {
+        for l in 0..LANES {
+            lanes[l] += score(x[l].to_f64(), eps);
         }
+        // Maximum and minimum drop NaN.
+        nan |= x.iter().fold(false, |nan, x| nan | x.to_f64().is_nan());
     }
     let sum: f64 = lanes.into_iter().sum();
     let right = x[label].to_f64();

@@ -8,7 +8,7 @@
 //! With `fan_in` and `fan_out` the number of inputs and outputs of one unit (for a weight
 //! `[out, in, k..]`: `in * prod(k)` and `out * prod(k)`):
 //!
-//! | initialiser | distribution | source |
+//! | initializer | distribution | source |
 //! | --- | --- | --- |
 //! | [`xavier_uniform`](Initializer::xavier_uniform) | `U(-a, a)`, `a = gain sqrt(6 / (fan_in + fan_out))` | Glorot and Bengio, 2010 |
 //! | [`xavier_normal`](Initializer::xavier_normal) | `N(0, gain^2 * 2 / (fan_in + fan_out))` | the same |

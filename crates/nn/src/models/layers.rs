@@ -2,7 +2,7 @@
 
 use crate::init::Initializer;
 use crate::norm::ghost_batch::{ghost_batch_norm, GhostBatchNorm, GhostBatchNormConfig};
-use crate::norm::power::{PowerNorm, PowerNormConfig, PowerNormV};
+use crate::norm::power::{PowerNorm, PowerNormConfig, PowerNormV, SequenceLayout};
 use crate::norm::{layer_norm, rms_norm, LayerNorm, LayerNormConfig, RmsNorm};
 use crate::Result;
 use candle_core::{Module, ModuleT, Tensor};
@@ -144,7 +144,7 @@ pub(super) enum TokenNormLayer {
 impl TokenNorm {
     pub(super) fn build(&self, channels: usize, vb: VarBuilder) -> Result<TokenNormLayer> {
         let batch_first = |config: &PowerNormConfig| PowerNormConfig {
-            layout: crate::norm::power::SequenceLayout::BatchFirst,
+            layout: SequenceLayout::BatchFirst,
             ..config.clone()
         };
         Ok(match self {
@@ -158,6 +158,15 @@ impl TokenNorm {
                 TokenNormLayer::PowerV(PowerNormV::new(channels, batch_first(config), vb)?)
             }
         })
+    }
+}
+
+impl TokenNormLayer {
+    pub(super) fn power(&self) -> Option<&PowerNorm> {
+        match self {
+            Self::Power(norm) => Some(norm),
+            _ => None,
+        }
     }
 }
 

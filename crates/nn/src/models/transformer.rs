@@ -252,11 +252,10 @@ impl TransformerLm {
     pub fn power_norms(&self) -> Vec<&PowerNorm> {
         let inner = self.blocks.iter();
         let norms = inner.flat_map(|b| [&b.attention_norm, &b.feed_forward_norm]);
-        let power = |norm| match norm {
-            &TokenNormLayer::Power(ref norm) => Some(norm),
-            _ => None,
-        };
-        norms.chain(&self.norm).filter_map(power).collect()
+        norms
+            .chain(&self.norm)
+            .filter_map(TokenNormLayer::power)
+            .collect()
     }
 }
 

@@ -35,7 +35,10 @@ fn run(reference: &mut Reference, case: &str) -> Result<()> {
         groups: reference.number(&key("groups"))?,
         ..Default::default()
     };
-    let masked = reference.flag(&key("masked"))?;
+    let masked = match reference.metadata().contains_key(&key("masked")) {
+        true => reference.flag(&key("masked"))?,
+        false => reference.has(&key("pad")),
+    };
     let weight = Var::from_tensor(&reference.input(&key("weight"))?.tensor(DType::F64)?)?;
     let bias = Var::from_tensor(&reference.input(&key("bias"))?.tensor(DType::F64)?)?;
     let layer = layer(&weight, &bias, config)?;

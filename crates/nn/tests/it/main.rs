@@ -10,5 +10,6 @@ mod losses;
 mod models;
 mod power;
 mod reference;
+mod second_order;
 mod stable;
 mod support;

@@ -28,8 +28,8 @@ impl Geometry {
     fn block(self, rows: usize, bytes: usize) -> usize {
         let wanted = (PIECE_BYTES / (rows * self.spatial * bytes).max(1)).max(1);
         match self.spatial {
-            // Whole cache lines where channels are neighbors in memory.
-            1 => wanted.next_multiple_of(16),
+            // Several cache lines of each row, where channels are neighbors in memory.
+            1 => wanted.next_multiple_of(64),
             _ => wanted,
         }
     }
@@ -126,7 +126,10 @@ impl Plan<'_> {
     /// Normalized output, and mean and variance of each group.
     pub(super) fn forward<T: Scalar>(&self, x: &[T]) -> (Vec<T>, Vec<Pairs>) {
         let first = |piece: &Piece| {
-            let m = moments(x, self.geometry, piece, self.remove_mean);
+            let m = vectorized(
+                #[inline(always)]
+                || moments(x, self.geometry, piece, self.remove_mean),
+            );
             let mut k = Coefficients::with_capacity(m.first.len());
             for (i, c) in piece.channels.clone().enumerate() {
                 let slope = self.weight[c] * self.inverse(m.second[i]);
@@ -135,9 +138,14 @@ impl Plan<'_> {
             (m, k)
         };
         let second = |piece: &Piece, k: &Coefficients<T>, rows: Range<usize>, y: &mut [T]| {
-            write(self.geometry, piece, rows, y, |at, c, y| {
-                normalize(&x[at], y, k, c);
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    write(self.geometry, piece, rows, y, |at, c, y| {
+                        normalize(&x[at], y, k, c);
+                    });
+                },
+            );
         };
         self.two_passes(x.len(), first, second)
     }
@@ -152,7 +160,10 @@ impl Plan<'_> {
         let first = |piece: &Piece| {
             let m = &moments[piece.group];
             let inverse: Vec<f64> = m.second.iter().map(|v| self.inverse(*v)).collect();
-            let s = gradient_sums(x, dy, self.geometry, piece, &m.first, &inverse);
+            let s = vectorized(
+                #[inline(always)]
+                || gradient_sums(x, dy, self.geometry, piece, &m.first, &inverse),
+            );
             let n = piece.count(self.geometry);
             let mut k = Coefficients::with_capacity(s.first.len());
             for (i, c) in piece.channels.clone().enumerate() {
@@ -169,9 +180,14 @@ impl Plan<'_> {
             (s, k)
         };
         let second = |piece: &Piece, k: &Coefficients<T>, rows: Range<usize>, dx: &mut [T]| {
-            write(self.geometry, piece, rows, dx, |at, c, dx| {
-                input_gradient(&x[at.clone()], &dy[at], dx, k, c);
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    write(self.geometry, piece, rows, dx, |at, c, dx| {
+                        input_gradient(&x[at.clone()], &dy[at], dx, k, c);
+                    });
+                },
+            );
         };
         let (dx, sums) = self.two_passes(x.len(), first, second);
         let total = |of: &dyn Fn(&Pairs) -> &Vec<f64>| {
@@ -203,8 +219,8 @@ impl Plan<'_> {
         let chunks = self.split(&mut out);
         let finish = |(pieces, chunk): (&Vec<Piece>, &mut [T])| {
             let one = |piece: &Piece| {
-                let (pairs, k) = vectorized(|| first(piece));
-                vectorized(|| second(piece, &k, piece.rows.clone(), &mut *chunk));
+                let (pairs, k) = first(piece);
+                second(piece, &k, piece.rows.clone(), &mut *chunk);
                 pairs
             };
             join(pieces.iter().map(one))
@@ -227,7 +243,7 @@ impl Plan<'_> {
         second: &(impl Fn(&Piece, &K, Range<usize>, &mut [T]) + Sync),
     ) -> Vec<Pairs> {
         let all: Vec<&Piece> = pieces.iter().flatten().collect();
-        let sums: Vec<(Pairs, K)> = all.par_iter().map(|p| vectorized(|| first(p))).collect();
+        let sums: Vec<(Pairs, K)> = all.par_iter().map(|p| first(p)).collect();
         let mut done = sums.into_iter();
         let mut result = Vec::with_capacity(pieces.len());
         for (pieces, chunk) in pieces.iter().zip(chunks) {
@@ -240,7 +256,7 @@ impl Plan<'_> {
                 let begin = start + i * rows;
                 let range = begin..begin + part.len() / example;
                 for (piece, k) in pieces.iter().zip(&ks) {
-                    vectorized(|| second(piece, k, range.clone(), &mut *part));
+                    second(piece, k, range.clone(), &mut *part);
                 }
             });
             result.push(join(pairs.into_iter()));

@@ -15,56 +15,59 @@ pub(super) fn moments<T: Scalar>(
     remove_mean: bool,
 ) -> Pairs {
     let n = piece.count(geometry);
-    let mut mean = vec![0.0; piece.channels.len()];
-    if remove_mean {
-        sum(x, geometry, piece, &mut mean, |x, _| x);
-        mean.iter_mut().for_each(|m| *m /= n);
-    }
-    let mut var = vec![0.0; piece.channels.len()];
-    let center = mean.clone();
-    sum(x, geometry, piece, &mut var, |x, c| {
-        let d = x - center[c];
-        d * d
-    });
-    var.iter_mut().for_each(|v| *v /= n);
+    let zero = vec![0.0; piece.channels.len()];
+    let mean: Vec<f64> = match remove_mean {
+        true => {
+            let sums = sum(x, geometry, piece, &zero, |d| d);
+            sums.into_iter().map(|s| s / n).collect()
+        }
+        false => zero,
+    };
+    let squares = sum(x, geometry, piece, &mean, |d| d * d);
     Pairs {
+        second: squares.into_iter().map(|s| s / n).collect(),
         first: mean,
-        second: var,
     }
 }
 
-/// Sums `f(x, channel in the piece)` per channel.
+/// Sums `f(x - center)` per channel.
 #[inline(always)]
 fn sum<T: Scalar>(
     x: &[T],
     geometry: Geometry,
     piece: &Piece,
-    total: &mut [f64],
-    f: impl Fn(f64, usize) -> f64,
-) {
+    center: &[f64],
+    f: impl Fn(f64) -> f64,
+) -> Vec<f64> {
     let example = geometry.example();
+    let mut total = vec![0.0; center.len()];
     if geometry.spatial == 1 {
         for row in piece.rows.clone() {
             let at = row * example + piece.channels.start;
             let x = &x[at..at + total.len()];
-            for (c, (t, x)) in total.iter_mut().zip(x).enumerate() {
-                *t += f(x.to_f64(), c);
+            for ((t, x), center) in total.iter_mut().zip(x).zip(center) {
+                *t += f(x.to_f64() - center);
             }
         }
-        return;
+        return total;
     }
-    for (c, t) in total.iter_mut().enumerate() {
+    for ((c, t), center) in total.iter_mut().enumerate().zip(center) {
         let mut lanes = [0.0; LANES];
         for row in piece.rows.clone() {
             let at = row * example + (piece.channels.start + c) * geometry.spatial;
-            for x in x[at..at + geometry.spatial].chunks(LANES) {
-                for (lane, x) in lanes.iter_mut().zip(x) {
-                    *lane += f(x.to_f64(), c);
+            let full = x[at..at + geometry.spatial].chunks_exact(LANES);
+            for (lane, x) in lanes.iter_mut().zip(full.remainder()) {
+                *lane += f(x.to_f64() - center);
+            }
+            for x in full {
+                for l in 0..LANES {
+                    lanes[l] += f(x[l].to_f64() - center);
                 }
             }
         }
         *t = lanes.into_iter().sum();
     }
+    total
 }
 
 /// Per channel of the piece the sums of `dy` and of `dy xhat`, where `xhat = (x - mean) inverse`
@@ -102,13 +105,16 @@ pub(super) fn gradient_sums<T: Scalar>(
             for row in piece.rows.clone() {
                 let at = row * example + (start + c) * geometry.spatial;
                 let range = at..at + geometry.spatial;
-                for (x, dy) in x[range.clone()].chunks(LANES).zip(dy[range].chunks(LANES)) {
-                    for ((x, dy), (s, sx)) in
-                        x.iter().zip(dy).zip(lanes.iter_mut().zip(&mut lanes_x))
-                    {
-                        let dy = dy.to_f64();
-                        *s += dy;
-                        *sx += dy * (x.to_f64() - mean);
+                let (xs, dys) = (&x[range.clone()], &dy[range]);
+                let (xs, dys) = (xs.chunks_exact(LANES), dys.chunks_exact(LANES));
+                for (l, (x, dy)) in xs.remainder().iter().zip(dys.remainder()).enumerate() {
+                    lanes[l] += dy.to_f64();
+                    lanes_x[l] += dy.to_f64() * (x.to_f64() - mean);
+                }
+                for (x, dy) in xs.zip(dys) {
+                    for l in 0..LANES {
+                        lanes[l] += dy[l].to_f64();
+                        lanes_x[l] += dy[l].to_f64() * (x[l].to_f64() - mean);
                     }
                 }
             }
