@@ -36,6 +36,8 @@ impl Rule<0, 2> for Add {
 pub(crate) struct Sums {
     /// Over buffers of ours, not over the parameters.
     update: FusedUpdate<0>,
+    /// The same buffers as tensors to hand out.
+    views: Vec<Tensor>,
     /// Whether a buffer holds a sum; what it holds otherwise is forgotten.
     filled: Vec<bool>,
 }
@@ -50,6 +52,7 @@ impl Sums {
         }
         Ok(Self {
             filled: vec![false; buffers.len()],
+            views: buffers.iter().map(|(_, var)| var.detach()).collect(),
             update: FusedUpdate::new(buffers, StateDType::Compute)?,
         })
     }
@@ -87,7 +90,7 @@ impl Sums {
     /// Sum `i`, sharing the buffer's memory until the next [`add`](Self::add) after a
     /// [`clear`](Self::clear) overwrites it.
     pub(crate) fn get(&self, i: usize) -> Option<Tensor> {
-        self.filled[i].then(|| self.update.var(i).as_tensor().detach())
+        self.filled[i].then(|| self.views[i].clone())
     }
 
     /// Overwrites sum `i`; `None` empties it.

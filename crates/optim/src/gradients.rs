@@ -229,3 +229,12 @@ pub fn finite_or_zero(tensor: &Tensor) -> Result<Tensor> {
     let finite = residue.eq(&residue)?;
     Ok(finite.where_cond(tensor, &tensor.zeros_like()?)?)
 }
+
+/// The norm of all gradients that `store` holds for these parameters, together.
+///
+/// # Errors
+/// Those of [`kernels::moments`].
+pub fn global_norm(params: &[(String, Var)], store: &GradStore) -> Result<f64> {
+    let all = Gradients::collect(params, store).squares()?;
+    Ok(all.iter().map(|m| m.gg).sum::<f64>().sqrt())
+}

@@ -28,7 +28,7 @@ pub use foreign::Foreign;
 pub use fused::{
     NonFinite, Snapshot, State, Stateful, StepCounts, StepReport, StepWith, WeightDecay,
 };
-pub use gradients::Gradients;
+pub use gradients::{global_norm, Gradients};
 pub use lion::{Lion, LionConfig};
 pub use param_group::{DecayMask, ParamFilter, ParamGroup};
 pub use sgd::{SgdConfig, SgdMomentum};

@@ -42,11 +42,11 @@ use crate::fused::{counters, delegate, read_counters, Core, Rates, State};
 use crate::gradients::Gradients;
 use crate::param_group::flatten;
 use crate::transform::GradientTransform;
-use crate::{Error, ParamGroup, Result, StepReport};
+use crate::{Error, NonFinite, ParamGroup, Result, StepReport};
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use rule::{DecayRule, SpamRule};
-use tensor_core::kernels::{FusedUpdate, GradMap, Mask, StateDType, Work};
+use tensor_core::kernels::{FusedUpdate, Mask, StateDType, Work};
 use tensor_core::random::{RandomState, RandomStream};
 
 /// What the last step of [`Spam`] did.
@@ -287,15 +287,14 @@ impl Spam {
         let sparse: Vec<usize> = (0..set.len())
             .filter(|i| self.configs[self.owner[*i]].density.is_some())
             .collect();
-        Ok(self.decay.step(false, |j| {
+        let hold = self.core.nonfinite == NonFinite::Hold;
+        Ok(self.decay.step(hold, |j| {
             let i = sparse[j];
             let group = self.owner[i];
             let config = &self.configs[group];
-            let work = set.get(i).filter(|_| all(config)).map(|(grad, _)| Work {
-                grad,
-                rule: DecayRule(self.rates.of(group) * config.weight_decay),
-                map: GradMap::default(),
-            });
+            let rule = DecayRule(self.rates.of(group) * config.weight_decay);
+            let work = set.get(i).filter(|_| all(config));
+            let work = work.map(|(grad, map)| Work { grad, rule, map });
             Ok(work)
         })?)
     }

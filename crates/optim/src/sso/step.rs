@@ -211,7 +211,8 @@ impl<I: InnerOptimizer> Sso<I> {
         let rows = as_rows(&outputs.detach())?;
         match self.config.divergence {
             Divergence::Kl => softmax(&rows),
-            _ => Ok(rows),
+            // A model may hand out a view of a parameter, which would move with the inner steps.
+            _ => Ok(rows.copy()?),
         }
     }
 

@@ -5,7 +5,7 @@ use crate::error::check;
 use crate::fused::{counters, part, read_counters};
 use crate::gradients::Gradients;
 use crate::{Result, State};
-use candle_core::Var;
+use candle_core::{Tensor, Var};
 use tensor_core::checkpoint::{expect_state, spec_of};
 use tensor_core::kernels::{FusedUpdate, Real, Rule, StateDType, Updated, Work};
 
@@ -96,6 +96,8 @@ pub struct SpikeClip {
     params: Vec<(String, Var)>,
     /// Over buffers of ours that receive the clipped gradients.
     update: FusedUpdate<1>,
+    /// The same buffers as tensors to hand out.
+    views: Vec<Tensor>,
     step: u64,
     clipped: u64,
 }
@@ -115,6 +117,7 @@ impl SpikeClip {
         Ok(Self {
             config,
             params: params.to_vec(),
+            views: buffers.iter().map(|(_, var)| var.detach()).collect(),
             update: FusedUpdate::new(buffers, StateDType::Compute)?,
             step: 0,
             clipped: 0,
@@ -151,7 +154,7 @@ impl GradientTransform for SpikeClip {
         for i in 0..gradients.len() {
             if gradients.get(i).is_some() {
                 self.clipped += self.update.events(i);
-                gradients.replace(i, self.update.var(i).as_tensor().detach());
+                gradients.replace(i, self.views[i].clone());
             }
         }
         self.step += 1;

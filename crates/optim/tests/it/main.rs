@@ -3,11 +3,18 @@
 
 extern crate thalweg_optim as optim;
 
+mod adamw;
+mod allocations;
+mod gradients;
 mod large_batch;
 mod lion;
+mod nonfinite;
 mod perp_grad;
 mod schedule;
+mod sgd;
 mod sharpness;
 mod spam;
 mod sso;
+mod state;
 mod support;
+mod transform;
