@@ -5,6 +5,7 @@
 
 use super::device::{device_source, CUDA_PRELUDE};
 use super::plan::Plan;
+use super::rule::{map_scalars, MAP_SCALARS};
 use super::update::Prepared;
 use super::{Mask, Rule};
 use crate::{Error, Result};
@@ -168,9 +169,9 @@ fn table<const S: usize, const K: usize>(
             };
             words.push(address(storage, layout)?);
         }
-        let numbers = prepared[i].as_ref().map_or(([0.0; K], [0.0; 4]), |work| {
-            let map = work.map;
-            (work.scalars, [map.scale, map.clip, map.outer, map.along])
+        let nothing = ([0.0; K], [0.0; MAP_SCALARS]);
+        let numbers = prepared[i].as_ref().map_or(nothing, |work| {
+            (work.scalars, map_scalars(&work.map, item.var.dtype()))
         });
         words.extend(numbers.0.iter().chain(&numbers.1).map(|x| x.to_bits()));
     }

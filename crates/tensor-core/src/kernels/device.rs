@@ -6,6 +6,7 @@
 //! lines can be compiled for the host and compared with the CPU kernel bit for bit
 //! (`check_on_host`, feature `verify`).
 
+use super::rule::MAP_SCALARS;
 use super::Rule;
 use crate::{Error, Result};
 use candle_core::DType;
@@ -48,6 +49,7 @@ KERNEL void fused_update(const u64* table, u64 segments_at, u32* counts, u32 hol
     for (int j = 0; j < SCALARS; j++) k[j] = (T)scalars[j];
     const T scale = (T)scalars[SCALARS], clip = (T)scalars[SCALARS + 1];
     const T outer = (T)scalars[SCALARS + 2], along = (T)scalars[SCALARS + 3];
+    const T along_rest = (T)scalars[SCALARS + 4];
     u32 events = 0, held = 0;
     for (u64 i = segment[1] + THREAD_INDEX; i < segment[1] + segment[2]; i += THREADS) {
         u64 at = i;
@@ -61,7 +63,7 @@ KERNEL void fused_update(const u64* table, u64 segments_at, u32* counts, u32 hol
         T g = LOAD_P(grad[i]) * scale;
         g = g > clip ? clip : g;
         g = g < -clip ? -clip : g;
-        g = g * outer - along * p;
+        g = g * outer - along * p - along_rest * p;
         // g - g is 0 unless g is NaN or infinite.
         const u32 keep = hold && !(g - g == 0);
         u32 event = 0;
@@ -82,7 +84,7 @@ KERNEL void fused_update(const u64* table, u64 segments_at, u32* counts, u32 hol
 
 /// 64-bit words per tensor in the kernel's table.
 pub const fn table_row(states: usize, scalars: usize) -> usize {
-    4 + states + scalars + 4
+    4 + states + scalars + MAP_SCALARS
 }
 
 /// The kernel text for a rule, for parameters of dtype `param` and state of dtype `state`, below

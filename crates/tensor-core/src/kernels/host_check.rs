@@ -5,6 +5,7 @@
 //! the CPU kernel's bit for bit: index arithmetic, masks, rounding, counts.
 
 use super::device::{device_source, CUDA_PRELUDE};
+use super::rule::map_scalars;
 use super::{FusedUpdate, GradMap, Mask, Rule, StateDType, Work};
 use crate::random::RandomStream;
 use crate::{Error, Result};
@@ -44,7 +45,7 @@ int main(int argc, char** argv) {
     if (!in) return 3;
     u64* head = take(in, 4 * 8);
     const u64 n = head[0], state_len = head[1], words = head[2];
-    double* scalars = take(in, 8 * (SCALARS + 4));
+    double* scalars = take(in, 8 * (SCALARS + 5));
     P* param = take(in, n * sizeof(P));
     P* grad = take(in, n * sizeof(P));
     u64* mask = take(in, words * 8);
@@ -57,7 +58,7 @@ int main(int argc, char** argv) {
     row[0] = (u64)param; row[1] = (u64)grad;
     row[2] = words ? (u64)mask : 0; row[3] = words ? (u64)offsets : 0;
     for (int j = 0; j < STATES; j++) row[4 + j] = (u64)state[j];
-    memcpy(row + 4 + STATES, scalars, 8 * (SCALARS + 4));
+    memcpy(row + 4 + STATES, scalars, 8 * (SCALARS + 5));
     u64 cuts[4] = {0, n < 1024 ? n : 1024, n < 3072 ? n : 3072, n};
     for (int s = 0; s < 3; s++) {
         u64* segment = table + 2 * ROW + 3 * s;
@@ -225,12 +226,7 @@ impl<const S: usize> Case<S> {
         for head in [LEN, state_len, words.len(), usize::from(self.hold)] {
             input.extend((head as u64).to_le_bytes());
         }
-        let map = [
-            self.map.scale,
-            self.map.clip,
-            self.map.outer,
-            self.map.along,
-        ];
+        let map = map_scalars(&self.map, self.param.dtype());
         input.extend(scalars.iter().chain(&map).flat_map(|x| x.to_le_bytes()));
         input.extend(bytes_of(&self.param)?);
         input.extend(bytes_of(&self.grad)?);

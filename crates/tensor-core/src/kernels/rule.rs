@@ -135,6 +135,9 @@ impl GradMap {
     }
 }
 
+/// Scalars of a map as kernels take them.
+pub(super) const MAP_SCALARS: usize = 5;
+
 /// [`GradMap`] in the kernel's number type.
 #[derive(Clone, Copy)]
 pub(super) struct Map<T> {
@@ -142,20 +145,59 @@ pub(super) struct Map<T> {
     clip: T,
     outer: T,
     along: T,
+    /// What rounding took from `along`.
+    along_rest: T,
 }
 
 impl<T: Real> Map<T> {
+    /// A projection subtracts two nearly equal vectors when the gradient is nearly parallel to the
+    /// parameter, and the rounding of a scalar would come back along the parameter. So `along`
+    /// follows the rounding of the factors beside it, and keeps its own rest.
     pub(super) fn new(map: &GradMap) -> Self {
+        let (scale, outer) = (T::from_f64(map.scale), T::from_f64(map.outer));
+        let exact = map.scale * map.outer;
+        let follow = if map.clip.is_infinite() && exact != 0.0 {
+            scale.to_f64() * outer.to_f64() / exact
+        } else {
+            1.0
+        };
+        let target = map.along * follow;
+        let along = T::from_f64(target);
         Self {
-            scale: T::from_f64(map.scale),
+            scale,
             clip: T::from_f64(map.clip),
-            outer: T::from_f64(map.outer),
-            along: T::from_f64(map.along),
+            outer,
+            along,
+            along_rest: T::from_f64(target - along.to_f64()),
         }
     }
 
     #[inline(always)]
     pub(super) fn apply(&self, grad: T, param: T) -> T {
-        (grad * self.scale).clamp_abs(self.clip) * self.outer - self.along * param
+        (grad * self.scale).clamp_abs(self.clip) * self.outer
+            - self.along * param
+            - self.along_rest * param
+    }
+
+    /// The scalars for a device kernel, which computes in the same type.
+    #[cfg(any(feature = "cuda", feature = "verify"))]
+    pub(super) fn scalars(&self) -> [f64; MAP_SCALARS] {
+        [
+            self.scale,
+            self.clip,
+            self.outer,
+            self.along,
+            self.along_rest,
+        ]
+        .map(Real::to_f64)
+    }
+}
+
+/// The scalars of a map for a device kernel over parameters of a dtype.
+#[cfg(any(feature = "cuda", feature = "verify"))]
+pub(super) fn map_scalars(map: &GradMap, param: candle_core::DType) -> [f64; MAP_SCALARS] {
+    match param {
+        candle_core::DType::F64 => Map::<f64>::new(map).scalars(),
+        _ => Map::<f32>::new(map).scalars(),
     }
 }

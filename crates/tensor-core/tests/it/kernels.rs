@@ -544,6 +544,31 @@ fn moments_are_the_plain_sums_and_count_what_is_not_finite() {
     assert_eq!(Moments::default().gg, 0.0);
 }
 
+/// Projecting out the parameter from a gradient that is nearly parallel to it leaves nothing along
+/// the parameter, in spite of `f32`.
+#[test]
+fn a_projection_in_registers_is_as_sharp_as_single_precision_allows() {
+    let n = 4096;
+    let p = values(n, "p");
+    for tilt in [1.0, 0.1, 0.01] {
+        let g: Vec<f64> = p
+            .iter()
+            .zip(values(n, "g"))
+            .map(|(p, e)| 3.0 * p + tilt * e)
+            .collect();
+        let (pt, gt) = (tensor(&p, &[n], DType::F32), tensor(&g, &[n], DType::F32));
+        let sums = moments(&[(Some(&pt), &gt, GradMap::default())]).unwrap()[0];
+        let c = sums.pg / sums.pp;
+        let rescale = (sums.gg / (sums.gg - sums.pg * sums.pg / sums.pp)).sqrt();
+        let map = GradMap::default().then_affine(1.0, c).then_scale(rescale);
+        let projected = moments(&[(Some(&pt), &gt, map)]).unwrap()[0];
+        let cosine = projected.pg / (projected.pp * projected.gg).sqrt();
+        // The length is restored; along the parameter only the rounding of the entries is left.
+        assert!((projected.gg / sums.gg - 1.0).abs() < 1e-5, "{tilt}");
+        assert!(cosine.abs() < 2e-7, "{tilt}: {cosine:e}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
