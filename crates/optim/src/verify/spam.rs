@@ -93,8 +93,11 @@ fn run_dense(reference: &mut Reference, names: &[String]) -> Result<()> {
             reference.compare(&format!("{name}.{part}"), got, TOLERANCE)?;
         }
     }
-    reference.compare("scale", &scale, TOLERANCE)?;
-    reference.compare("n_clipped_dense", &clipped, Tolerance::Mismatches(0))?;
+    // Without dense tensors the file has nothing to say about them.
+    if !names.is_empty() {
+        reference.compare("scale", &scale, TOLERANCE)?;
+        reference.compare("n_clipped_dense", &clipped, Tolerance::Mismatches(0))?;
+    }
     Ok(())
 }
 

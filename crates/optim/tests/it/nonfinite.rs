@@ -10,7 +10,7 @@ use optim::*;
 /// Two good steps, then one with a NaN and an infinity in the first tensor.
 fn poisoned<O: Optimizer + Stateful>(mut optimizer: O, params: &[(String, Var)]) -> Outcome<O> {
     run(&mut optimizer, params, 1, 0..2);
-    let before = (all_bits(params), state_bits(&optimizer));
+    let (params_before, state_before) = (all_bits(params), state_bits(&optimizer));
     let mut grads: GradStore = gradients(params, 1, 2);
     let mut first = values(grads.get(&params[0].1).unwrap());
     first[3] = f64::NAN;
@@ -20,14 +20,16 @@ fn poisoned<O: Optimizer + Stateful>(mut optimizer: O, params: &[(String, Var)])
     let result = optimizer.step(&grads);
     Outcome {
         optimizer,
-        before,
+        params_before,
+        state_before,
         result,
     }
 }
 
 struct Outcome<O> {
     optimizer: O,
-    before: (Vec<Vec<u64>>, Vec<(String, Vec<u64>)>),
+    params_before: Vec<Vec<u64>>,
+    state_before: Vec<(String, Vec<u64>)>,
     result: candle_core::Result<()>,
 }
 
@@ -51,14 +53,13 @@ fn check_policies<O: Optimizer + Stateful>(
         let held = poisoned(build(&params, NonFinite::Hold), &params);
         held.result.unwrap();
         let after = all_bits(&params);
-        for i in 0..params[0].1.elem_count() {
-            let same = after[0][i] == held.before.0[0][i];
-            assert_eq!(same, i == 3 || i == 8, "entry {i}");
+        for (i, (new, old)) in after[0].iter().zip(&held.params_before[0]).enumerate() {
+            assert_eq!(new == old, i == 3 || i == 8, "entry {i}");
         }
         for (_, var) in &params {
             assert!(values(var).iter().all(|x| x.is_finite()));
         }
-        for ((_, before), (_, now)) in held.before.1.iter().zip(state_bits(&held.optimizer)) {
+        for ((_, before), (_, now)) in held.state_before.iter().zip(state_bits(&held.optimizer)) {
             if now.len() == params[0].1.elem_count() {
                 assert_eq!((before[3], before[8]), (now[3], now[8]));
             }
@@ -73,8 +74,8 @@ fn check_policies<O: Optimizer + Stateful>(
         let params = fresh();
         let skipped = poisoned(build(&params, NonFinite::SkipStep), &params);
         skipped.result.unwrap();
-        assert_eq!(all_bits(&params), skipped.before.0);
-        assert_eq!(state_bits(&skipped.optimizer), skipped.before.1);
+        assert_eq!(all_bits(&params), skipped.params_before);
+        assert_eq!(state_bits(&skipped.optimizer), skipped.state_before);
         assert_eq!(counts(&skipped.optimizer).skipped, 1);
 
         let params = fresh();
@@ -85,8 +86,8 @@ fn check_policies<O: Optimizer + Stateful>(
             "{message}"
         );
         assert!(!message.contains("bias"), "{message}");
-        assert_eq!(all_bits(&params), refused.before.0);
-        assert_eq!(state_bits(&refused.optimizer), refused.before.1);
+        assert_eq!(all_bits(&params), refused.params_before);
+        assert_eq!(state_bits(&refused.optimizer), refused.state_before);
     }
 }
 

@@ -86,9 +86,7 @@ fn refuses<O: Stateful>(build: &impl Fn(&[(String, Var)]) -> O) {
         Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap(),
     );
     let message = optimizer.load_state(&bad).unwrap_err().to_string();
-    for name in ["stranger"] {
-        assert!(message.contains(name), "{message}");
-    }
+    assert!(message.contains("stranger"), "{message}");
     // Nothing was changed.
     let now = optimizer.state().unwrap();
     for (name, tensor) in &good {
