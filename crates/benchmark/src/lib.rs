@@ -1,1 +1,46 @@
-//! x
+//! Scenarios that put published methods against their baselines, the runner, the results database,
+//! verdicts and the report.
+//!
+//! | module | what it gives |
+//! | --- | --- |
+//! | [`scenario`] | what an experiment declares: arms, tuning grids, claims, one trial |
+//! | [`registry`] | the list of all scenarios and the filters |
+//! | [`runner`] | runs what is missing, stores each trial as it ends |
+//! | [`store`] | the SQLite database: one row a trial |
+//! | [`verdict`] | claims judged by a paired bootstrap over seeds |
+//! | [`report`] | one self-contained HTML page |
+//! | [`export`] | JSON, CSV and TensorBoard event files |
+//! | [`compare`] | two databases, runs or versions side by side |
+//! | [`verify`] | implementations against files of reference numbers |
+//! | `perf` | our kernels against the machine's ceilings (feature `optim`) |
+//! | `peers` | the same operations in other packages (feature `optim`) |
+//! | [`methods`] | the table of methods in the documentation |
+//! | [`cli`] | the command line of `thalweg-bench` |
+//!
+//! Adding an experiment is one file under `src/scenarios` and one line in its `all` function.
+
+pub mod cli;
+pub mod compare;
+mod error;
+pub mod export;
+pub mod machine;
+pub mod methods;
+#[cfg(feature = "optim")]
+pub mod peers;
+#[cfg(feature = "optim")]
+pub mod perf;
+pub mod registry;
+pub mod report;
+pub mod runner;
+pub mod scenario;
+pub mod scenarios;
+pub mod statistics;
+pub mod store;
+pub mod summary;
+pub mod verdict;
+pub mod verify;
+
+pub use error::{Error, Result};
+
+/// The version of this crate: part of every trial's key.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,106 @@
+//! `perf` and `peers`.
+
+use clap::Args;
+use std::path::PathBuf;
+
+/// Arguments of `perf`.
+#[derive(Debug, Args)]
+pub struct PerfArgs {
+    /// Measured rounds; the median counts.
+    #[arg(long, default_value = "15", value_parser = clap::value_parser!(u16).range(1..))]
+    pub rounds: u16,
+    /// Parameters in all tensors together.
+    #[arg(long, default_value = "25000000", value_parser = clap::value_parser!(u32).range(1000..))]
+    pub parameters: u32,
+    /// One JSON object a line instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `peers`.
+#[derive(Debug, Args)]
+pub struct PeersArgs {
+    /// A Python interpreter with the peers' packages; without one, only Rust peers are measured.
+    #[arg(long, value_name = "FILE")]
+    pub python: Option<PathBuf>,
+    /// Only these crates or methods, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub only: Vec<String>,
+    /// Measured rounds; the median counts.
+    #[arg(long, default_value = "15", value_parser = clap::value_parser!(u16).range(1..))]
+    pub rounds: u16,
+    /// Also write the rows to this JSON file, replacing those of the same comparison.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+#[cfg(feature = "optim")]
+mod with_optim {
+    use super::{PeersArgs, PerfArgs};
+    use crate::peers::Row;
+    use crate::{peers, perf};
+    use anyhow::{Context, Result};
+    use std::io::Write;
+    use std::path::Path;
+
+    /// Kernels against the machine's ceilings.
+    pub fn perf(args: &PerfArgs, out: &mut dyn Write) -> Result<()> {
+        perf::run(args.rounds.into(), args.parameters as usize, args.json, out)
+    }
+
+    /// Ours against other packages.
+    pub fn peers(args: &PeersArgs, out: &mut dyn Write) -> Result<()> {
+        let rows = peers::run(args.python.as_deref(), &args.only, args.rounds.into(), out)?;
+        match &args.json {
+            Some(path) => merge(path, rows),
+            None => Ok(()),
+        }
+    }
+
+    fn merge(path: &Path, rows: Vec<Row>) -> Result<()> {
+        let mut all: Vec<Row> = match std::fs::read_to_string(path) {
+            Ok(text) => serde_json::from_str(&text)
+                .with_context(|| format!("`{}` does not hold rows of peers", path.display()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => vec![],
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read `{}`", path.display()))
+            }
+        };
+        let key = |row: &Row| {
+            (
+                row.slug.clone(),
+                row.operation.clone(),
+                row.ours.clone(),
+                row.peer.clone(),
+            )
+        };
+        all.retain(|old| rows.iter().all(|new| key(new) != key(old)));
+        all.extend(rows);
+        all.sort_by_key(key);
+        let text = serde_json::to_string_pretty(&all)? + "\n";
+        std::fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))
+    }
+}
+
+#[cfg(feature = "optim")]
+pub use with_optim::{peers, perf};
+
+#[cfg(not(feature = "optim"))]
+mod without_optim {
+    use super::{PeersArgs, PerfArgs};
+    use anyhow::{bail, Result};
+    use std::io::Write;
+
+    /// Needs the optimizers.
+    pub fn perf(_: &PerfArgs, _: &mut dyn Write) -> Result<()> {
+        bail!("`perf` needs a build with the feature `optim`")
+    }
+
+    /// Needs the optimizers.
+    pub fn peers(_: &PeersArgs, _: &mut dyn Write) -> Result<()> {
+        bail!("`peers` needs a build with the feature `optim`")
+    }
+}
+
+#[cfg(not(feature = "optim"))]
+pub use without_optim::{peers, perf};

@@ -1,0 +1,218 @@
+//! Optimizer steps: pure memory traffic, so their ceiling is the copy bandwidth.
+
+use super::{median, seconds, Row};
+use anyhow::Result;
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Var};
+use candle_nn::Optimizer;
+use optim::{
+    AdamW, AdamWConfig, Lion, LionConfig, ParamGroup, SgdConfig, SgdMomentum, Spam, SpamConfig,
+};
+use rayon::prelude::*;
+use tensor_core::random::RandomStream;
+
+/// Parameters with gradients that are there already.
+pub struct Workload {
+    /// The parameters.
+    pub vars: Vec<Var>,
+    /// A gradient for each.
+    pub grads: GradStore,
+}
+
+impl Workload {
+    /// Parameters of the given shapes, normal with a standard deviation of 0.02, and gradients
+    /// of 0.001, in `f32` on the CPU.
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn new(shapes: &[Vec<usize>]) -> Result<Self> {
+        let mut stream = RandomStream::new(0).split("perf");
+        let mut draw =
+            |std: f64, shape: &[usize]| stream.normal(0.0, std, shape, DType::F32, &Device::Cpu);
+        let (mut vars, mut grads) = (vec![], GradStore::default());
+        for shape in shapes {
+            let var = Var::from_tensor(&draw(0.02, shape)?)?;
+            grads.insert(&var, draw(0.001, shape)?);
+            vars.push(var);
+        }
+        Ok(Self { vars, grads })
+    }
+
+    /// Number of parameters.
+    pub fn numel(&self) -> usize {
+        self.vars.iter().map(|v| v.elem_count()).sum()
+    }
+}
+
+/// About 200 tensors of very different sizes that together hold `parameters` numbers.
+pub fn mixed_shapes(parameters: usize) -> Vec<Vec<usize>> {
+    let unit = (parameters / 25_000).max(1);
+    let mut shapes: Vec<Vec<usize>> = vec![];
+    let mut left = parameters;
+    for i in 0..199 {
+        let size = match i % 4 {
+            0 => unit,
+            1 => 12 * unit,
+            2 => 100 * unit,
+            _ => 380 * unit,
+        };
+        let size = size.min(left.saturating_sub(1));
+        if size > 0 {
+            shapes.push(vec![size]);
+            left -= size;
+        }
+    }
+    shapes.push(vec![left]);
+    shapes
+}
+
+/// The 148 tensors of GPT-2 with 124 million parameters.
+pub fn gpt2_shapes() -> Vec<Vec<usize>> {
+    let d = 768;
+    let mut shapes = vec![vec![50_257, d], vec![1024, d]];
+    for _ in 0..12 {
+        shapes.extend([
+            vec![d],
+            vec![d],
+            vec![d, 3 * d],
+            vec![3 * d],
+            vec![d, d],
+            vec![d],
+        ]);
+        shapes.extend([
+            vec![d],
+            vec![d],
+            vec![d, 4 * d],
+            vec![4 * d],
+            vec![4 * d, d],
+            vec![d],
+        ]);
+    }
+    shapes.extend([vec![d], vec![d]]);
+    shapes
+}
+
+/// A named step, and the bytes per parameter that it must move.
+struct Step<'a> {
+    name: &'static str,
+    bytes: f64,
+    take: Box<dyn FnMut(&GradStore) -> Result<()> + Send + 'a>,
+}
+
+fn step<'a, O: Optimizer + Send + 'a>(
+    name: &'static str,
+    bytes: f64,
+    mut optimizer: O,
+) -> Step<'a> {
+    Step {
+        name,
+        bytes,
+        take: Box::new(move |grads| Ok(optimizer.step(grads)?)),
+    }
+}
+
+/// Every rule in turn with a copy of the same size, so that a change of the machine's speed meets
+/// both.
+pub(super) fn measure(threads: usize, parameters: usize, rounds: usize) -> Result<Vec<Row>> {
+    let work = Workload::new(&mixed_shapes(parameters))?;
+    let copy_bytes = 8.0 * parameters as f64;
+    let from = vec![1f32; parameters];
+    let mut to = vec![0f32; parameters];
+    let mut rows = vec![];
+    for make in STEPS {
+        let mut step = make(&work)?;
+        let bytes = step.bytes * parameters as f64;
+        let (mut times, mut copies, mut fractions) = (vec![], vec![], vec![]);
+        (step.take)(&work.grads)?;
+        copy(&from, &mut to);
+        for _ in 0..rounds {
+            let copying = seconds(|| {
+                copy(&from, &mut to);
+                Ok(())
+            })?;
+            let stepping = seconds(|| (step.take)(&work.grads))?;
+            times.push(stepping);
+            copies.push(copying);
+            fractions.push((bytes / stepping) / (copy_bytes / copying));
+        }
+        let time = median(times);
+        rows.push(Row {
+            kernel: step.name.to_string(),
+            threads,
+            bytes_per_parameter: step.bytes,
+            milliseconds: 1e3 * time,
+            bandwidth: bytes / time / 1e9,
+            copy_bandwidth: copy_bytes / median(copies) / 1e9,
+            fraction: median(fractions),
+        });
+    }
+    Ok(rows)
+}
+
+/// The machine's own copy, cut over the threads.
+fn copy(from: &[f32], to: &mut [f32]) {
+    let pieces = 8 * rayon::current_num_threads();
+    let piece = from.len().div_ceil(pieces).max(1);
+    to.par_chunks_mut(piece)
+        .zip(from.par_chunks(piece))
+        .for_each(|(to, from)| to.copy_from_slice(from));
+}
+
+type Make = for<'a> fn(&'a Workload) -> Result<Step<'a>>;
+
+/// One at a time: their states would not all fit into a small machine.
+const STEPS: &[Make] = &[
+    |w| {
+        let config = SgdConfig::default();
+        // Parameter, gradient and momentum in, parameter and momentum out.
+        Ok(step(
+            "SGD with momentum",
+            20.0,
+            SgdMomentum::new(w.vars.clone(), config)?,
+        ))
+    },
+    |w| {
+        let config = AdamWConfig::default();
+        Ok(step("AdamW", 28.0, AdamW::new(w.vars.clone(), config)?))
+    },
+    |w| {
+        let config = LionConfig::default();
+        Ok(step("Lion", 20.0, Lion::new(w.vars.clone(), config)?))
+    },
+    |w| {
+        let config = LionConfig {
+            momentum_dtype: Some(DType::BF16),
+            ..LionConfig::default()
+        };
+        Ok(step(
+            "Lion, bf16 momentum",
+            16.0,
+            Lion::new(w.vars.clone(), config)?,
+        ))
+    },
+    |w| {
+        let config = SpamConfig::default();
+        Ok(step(
+            "SPAM, dense",
+            28.0,
+            Spam::new(w.vars.clone(), config)?,
+        ))
+    },
+    |w| {
+        let density = 0.25;
+        let config = SpamConfig {
+            density: Some(density),
+            // Never: a new mask is a rare event, not part of the step.
+            delta_t: 0,
+            ..SpamConfig::default()
+        };
+        let group = ParamGroup::new(w.vars.clone(), config);
+        let spam = Spam::with_groups(vec![group], &RandomStream::new(0))?;
+        // All of parameter and gradient move, because hardly a cache line has no set entry.
+        Ok(step(
+            "SPAM, density 0.25",
+            12.0 + 1.0 / 8.0 + 16.0 * density,
+            spam,
+        ))
+    },
+];

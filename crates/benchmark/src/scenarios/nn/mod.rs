@@ -1,0 +1,3 @@
+//! Scenarios of the methods in `thalweg-nn`.
+
+pub(super) mod power_norm;

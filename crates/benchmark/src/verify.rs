@@ -1,0 +1,157 @@
+//! Implementations against files of reference numbers.
+//!
+//! A folder holds `SLUG.safetensors` files. For each, the adaptors of the crates that implement
+//! the method read inputs and hyper-parameters from the file, compute, and compare.
+
+use crate::{Error, Result};
+use std::collections::BTreeSet;
+use std::path::Path;
+use tensor_core::verify::{Reference, Report};
+
+/// Computes from a file's inputs and compares with its outputs.
+type Adaptor = fn(&mut Reference) -> Result<()>;
+
+/// All adaptors of this build by slug; a method that two crates implement has one in each.
+pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
+    vec![
+        ("lion", vec![|r| Ok(optim::verify::lion(r)?)]),
+        ("spam", vec![|r| Ok(optim::verify::spam(r)?)]),
+        (
+            "perp-grad",
+            vec![|r| Ok(nn::verify::stablemax(r)?), |r| {
+                Ok(optim::verify::perp_grad(r)?)
+            }],
+        ),
+        (
+            "large-batch",
+            vec![|r| Ok(nn::verify::ghost_batch_norm(r)?), |r| {
+                Ok(optim::verify::large_batch(r)?)
+            }],
+        ),
+        ("sso", vec![|r| Ok(optim::verify::sso(r)?)]),
+        ("power-norm", vec![|r| Ok(nn::verify::power_norm(r)?)]),
+    ]
+}
+
+/// What came of one file.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It was compared.
+    Compared(Report),
+    /// No crate of this build knows the method.
+    NoAdaptor,
+    /// The file could not be read or the computation failed.
+    Error(String),
+}
+
+/// One file.
+#[derive(Debug)]
+pub struct Check {
+    /// The method: the file's name without its ending.
+    pub slug: String,
+    /// What came of it.
+    pub result: Outcome,
+}
+
+impl Check {
+    /// Whether something is wrong.
+    pub fn failed(&self) -> bool {
+        match &self.result {
+            Outcome::Compared(report) => !report.passed(),
+            Outcome::NoAdaptor => false,
+            Outcome::Error(_) => true,
+        }
+    }
+
+    /// Whether the file was compared or should have been.
+    pub fn covered(&self) -> bool {
+        !matches!(self.result, Outcome::NoAdaptor)
+    }
+
+    /// Failures, and tensors that are not covered, by name.
+    pub fn lines(&self) -> Vec<String> {
+        match &self.result {
+            Outcome::NoAdaptor => Vec::new(),
+            Outcome::Error(message) => vec![message.clone()],
+            Outcome::Compared(report) => {
+                let mut lines = report.failures();
+                let one =
+                    |(name, reason): &(String, String)| format!("{name}: not covered ({reason})");
+                lines.extend(report.uncovered.iter().map(one));
+                lines
+            }
+        }
+    }
+}
+
+/// Checks every file of `folder`, or those of `only`.
+///
+/// # Errors
+/// [`Error::Io`] when the folder cannot be read or holds no file; [`Error::Unknown`] for a slug
+/// in `only` without adaptor; [`Error::BadFile`] for one without file.
+pub fn verify(folder: &Path, only: &[String]) -> Result<Vec<Check>> {
+    let adaptors = adaptors();
+    let known: Vec<String> = adaptors.iter().map(|(slug, _)| slug.to_string()).collect();
+    for slug in only {
+        if !known.contains(slug) {
+            return Err(Error::Unknown {
+                kind: "method",
+                name: slug.clone(),
+                known,
+            });
+        }
+    }
+    let present = files(folder)?;
+    let bad = |reason: String| Error::BadFile {
+        path: folder.display().to_string(),
+        reason,
+    };
+    if let Some(missing) = only.iter().find(|s| !present.contains(*s)) {
+        return Err(bad(format!("there is no {missing}.safetensors")));
+    }
+    if present.is_empty() {
+        return Err(bad("holds no .safetensors file".into()));
+    }
+    let wanted = present
+        .iter()
+        .filter(|s| only.is_empty() || only.contains(s));
+    Ok(wanted
+        .map(|slug| {
+            let parts = adaptors
+                .iter()
+                .find(|(s, _)| s == slug)
+                .map(|(_, parts)| parts.as_slice());
+            let path = folder.join(format!("{slug}.safetensors"));
+            let result = match parts.map(|parts| compare(&path, parts)) {
+                None => Outcome::NoAdaptor,
+                Some(Ok(report)) => Outcome::Compared(report),
+                Some(Err(error)) => Outcome::Error(error.to_string()),
+            };
+            Check {
+                slug: slug.clone(),
+                result,
+            }
+        })
+        .collect())
+}
+
+fn compare(path: &Path, parts: &[Adaptor]) -> Result<Report> {
+    let mut reference = Reference::open(path)?;
+    for part in parts {
+        part(&mut reference)?;
+    }
+    Ok(reference.finish())
+}
+
+/// Names of the reference files, sorted.
+fn files(folder: &Path) -> Result<BTreeSet<String>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+    let mut names = BTreeSet::new();
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io(folder, e))?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            names.extend(path.file_stem().map(|s| s.to_string_lossy().into_owned()));
+        }
+    }
+    Ok(names)
+}
