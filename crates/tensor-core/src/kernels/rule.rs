@@ -111,13 +111,16 @@ impl GradMap {
     /// # Errors
     /// Those of candle.
     pub fn apply(&self, grad: &Tensor, param: &Tensor) -> Result<Tensor> {
-        let mut out = grad.affine(self.scale, 0.0)?;
-        if self.clip.is_finite() {
-            out = out.clamp(-self.clip, self.clip)?;
+        // The same scalars as in registers, for the same sharpness.
+        let [scale, clip, outer, along, rest] = map_scalars(self, grad.dtype());
+        let mut out = grad.affine(scale, 0.0)?;
+        if clip.is_finite() {
+            out = out.clamp(-clip, clip)?;
         }
-        out = out.affine(self.outer, 0.0)?;
-        if self.along != 0.0 {
-            out = (out - param.detach().affine(self.along, 0.0)?)?;
+        out = out.affine(outer, 0.0)?;
+        if along != 0.0 {
+            let param = param.detach();
+            out = ((out - param.affine(along, 0.0)?)? - param.affine(rest, 0.0)?)?;
         }
         Ok(out)
     }
@@ -179,8 +182,7 @@ impl<T: Real> Map<T> {
             - self.along_rest * param
     }
 
-    /// The scalars for a device kernel, which computes in the same type.
-    #[cfg(any(feature = "cuda", feature = "verify"))]
+    /// The scalars for whoever computes in the same type by other means.
     pub(super) fn scalars(&self) -> [f64; MAP_SCALARS] {
         [
             self.scale,
@@ -193,8 +195,7 @@ impl<T: Real> Map<T> {
     }
 }
 
-/// The scalars of a map for a device kernel over parameters of a dtype.
-#[cfg(any(feature = "cuda", feature = "verify"))]
+/// The scalars of a map for parameters of a dtype.
 pub(super) fn map_scalars(map: &GradMap, param: candle_core::DType) -> [f64; MAP_SCALARS] {
     match param {
         candle_core::DType::F64 => Map::<f64>::new(map).scalars(),
