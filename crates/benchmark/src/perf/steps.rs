@@ -92,11 +92,13 @@ pub fn gpt2_shapes() -> Vec<Vec<usize>> {
     shapes
 }
 
+type Take<'a> = Box<dyn FnMut(&GradStore) -> Result<()> + Send + 'a>;
+
 /// A named step, and the bytes per parameter that it must move.
 struct Step<'a> {
     name: &'static str,
     bytes: f64,
-    take: Box<dyn FnMut(&GradStore) -> Result<()> + Send + 'a>,
+    take: Take<'a>,
 }
 
 fn step<'a, O: Optimizer + Send + 'a>(
