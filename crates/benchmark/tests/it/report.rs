@@ -20,10 +20,13 @@ pub fn page(toy: Option<Toy>) -> String {
     html(&registry, &records, None).unwrap()
 }
 
+/// An element's name and attributes.
+type Tag = (String, Vec<(String, String)>);
+
 /// Elements with their attributes, after checking that start and end tags match.
 fn elements(html: &str) -> Vec<(String, Vec<(String, String)>)> {
     const VOID: [&str; 5] = ["meta", "link", "br", "img", "input"];
-    let (mut found, mut open): (Vec<(String, Vec<(String, String)>)>, Vec<String>) =
+    let (mut found, mut open): (Vec<Tag>, Vec<String>) =
         (Vec::new(), Vec::new());
     let mut rest = html.strip_prefix("<!DOCTYPE html>").unwrap();
     while let Some(start) = rest.find('<') {
