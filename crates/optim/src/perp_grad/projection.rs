@@ -8,9 +8,16 @@ use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use tensor_core::kernels::{self, GradMap, Moments};
 
-/// Below this fraction of `|g|^2`, `|g_perp|^2` is computed from the vector itself: the difference
-/// of large sums has lost its digits.
-const CANCELLATION: f64 = 1e-3;
+/// Below this fraction of `|g|^2`, what is left is computed from the vectors themselves: the
+/// difference of large sums has lost its digits, and scaling it up scales up the rounding of the
+/// fused step, which puts a part back along the parameter. In `f32` that part stays below 1e-6;
+/// narrower gradients are finer in the step's registers than written out.
+fn cancellation(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => 1.0 / 64.0,
+        _ => 1e-3,
+    }
+}
 
 /// Keeps the division by `|g_perp|` finite.
 const TINY: f64 = 1e-30;
@@ -140,7 +147,7 @@ fn project(
     }
     let along = pg / (pp + config.eps);
     let rest = gg - along * (2.0 * pg - along * pp);
-    if rest >= CANCELLATION * gg {
+    if rest >= cancellation(w.dtype()) * gg {
         let a = if config.rescale {
             gg.sqrt() / (rest.sqrt() + TINY)
         } else {

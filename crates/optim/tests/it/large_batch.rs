@@ -70,7 +70,7 @@ fn a_regime_remembers_what_was_set_before() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     /// The number of updates at each rate is at least the small batch's, and the same where the
     /// batches divide.

@@ -79,7 +79,7 @@ fn a_flat_step_is_the_same_step() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(cases(12))]
 
     /// Gradients multiplied by a power of two leave every bit of the trajectory as it was.
     #[test]

@@ -1,3 +1,4 @@
+use crate::support::cases;
 use optim::schedule::*;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -121,7 +122,7 @@ fn bad_arguments_are_named() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(cases(64))]
 
     #[test]
     fn decays_are_monotone_and_end_where_they_should(

@@ -157,7 +157,7 @@ fn the_perturbation_has_the_length_of_the_radius() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(cases(12))]
 
     /// What GSAM subtracts has no component along the perturbed gradient.
     #[test]

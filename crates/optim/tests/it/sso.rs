@@ -139,7 +139,7 @@ fn many_inner_steps_project_the_target_step() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(cases(100))]
 
     /// With a step size of at most 1/L the loss of the batch never rises.
     #[test]

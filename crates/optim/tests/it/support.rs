@@ -4,8 +4,19 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Optimizer;
 use optim::RandomStream;
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 use std::path::PathBuf;
 use tensor_core::verify::{Reference, Report};
+
+/// So many property cases, the same ones in every run.
+pub fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        rng_seed: RngSeed::Fixed(20_260_101),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
 
 pub fn reference(name: &str) -> Reference {
     let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "reference", name]

@@ -40,7 +40,7 @@ fn norm(gradients: &[Vec<f64>]) -> f64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn norms_are_at_most_the_limit(seed in 0u64..1000, limit in 0.01f64..100.0) {
