@@ -26,8 +26,7 @@ type Tag = (String, Vec<(String, String)>);
 /// Elements with their attributes, after checking that start and end tags match.
 fn elements(html: &str) -> Vec<(String, Vec<(String, String)>)> {
     const VOID: [&str; 5] = ["meta", "link", "br", "img", "input"];
-    let (mut found, mut open): (Vec<Tag>, Vec<String>) =
-        (Vec::new(), Vec::new());
+    let (mut found, mut open): (Vec<Tag>, Vec<String>) = (Vec::new(), Vec::new());
     let mut rest = html.strip_prefix("<!DOCTYPE html>").unwrap();
     while let Some(start) = rest.find('<') {
         let text = &rest[..start];
