@@ -150,8 +150,13 @@ impl<O: Stateful> Stateful for PerpGrad<O> {
         if !unknown.is_empty() {
             return Err(crate::Error::StateMismatch(unknown));
         }
-        self.inner.load_state(&inner)?;
-        self.before.load_state(&before)
+        let old = self.before.state()?;
+        self.before.load_state(&before)?;
+        let loaded = self.inner.load_state(&inner);
+        if loaded.is_err() {
+            self.before.load_state(&old)?;
+        }
+        loaded
     }
 
     fn state_bytes(&self) -> usize {

@@ -157,8 +157,16 @@ impl GradientTransform for Chain {
         if !unknown.is_empty() {
             return Err(Error::StateMismatch(unknown));
         }
-        for (transform, part) in self.0.iter_mut().zip(&parts) {
-            transform.load_state(part)?;
+        let before: Result<Vec<State>> = self.0.iter().map(|t| t.state()).collect();
+        let before = before?;
+        for (i, part) in parts.iter().enumerate() {
+            if let Err(error) = self.0[i].load_state(part) {
+                // The stages before this one go back to what they were.
+                for (transform, old) in self.0.iter_mut().zip(&before[..i]) {
+                    transform.load_state(old)?;
+                }
+                return Err(error);
+            }
         }
         Ok(())
     }

@@ -211,6 +211,30 @@ fn accumulation_and_spike_clipping_resume_in_the_middle() {
 }
 
 #[test]
+fn a_chain_that_refuses_a_state_is_what_it_was() {
+    let params = named_params(2, DType::F32);
+    let spikes = || SpikeClip::new(&params, SpikeClipConfig::default()).unwrap();
+    let mut chain = Chain::new().then(spikes()).then(spikes());
+    through(&mut chain, &params, &gradients(&params, 1, 0));
+    let before = chain.state().unwrap();
+    through(&mut chain, &params, &gradients(&params, 1, 1));
+    let now = chain.state().unwrap();
+    // The first stage's part is good, the second one's is not.
+    let mut bad = before.clone();
+    bad.remove("1.v.bias").unwrap();
+    let error = chain.load_state(&bad).unwrap_err().to_string();
+    assert!(error.contains("v.bias"), "{error}");
+    for (name, tensor) in chain.state().unwrap() {
+        assert_eq!(bits(&tensor), bits(&now[&name]), "{name}");
+    }
+    chain.load_state(&before).unwrap();
+    assert_ne!(
+        bits(&now["0.v.bias"]),
+        bits(&chain.state().unwrap()["0.v.bias"])
+    );
+}
+
+#[test]
 fn spike_clipping_follows_its_own_past() {
     let w = var(&[0.0, 0.0]);
     let params = [("w".to_string(), w.clone())];
