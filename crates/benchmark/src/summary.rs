@@ -258,7 +258,8 @@ pub fn figure(x: f64) -> String {
     digits(x, 4)
 }
 
-fn digits(x: f64, significant: usize) -> String {
+/// A number with so many significant digits.
+pub(crate) fn digits(x: f64, significant: usize) -> String {
     if x == 0.0 {
         return "0".to_string();
     }

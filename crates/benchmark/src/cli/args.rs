@@ -35,6 +35,8 @@ pub enum Command {
     Methods(MethodsArgs),
     /// Write stored results as JSON, CSV or TensorBoard event files.
     Export(ExportArgs),
+    /// List the data sets that can be fetched, or fetch one.
+    Data(DataArgs),
     /// Measure our kernels against the machine's own ceilings.
     Perf(PerfArgs),
     /// Measure the same operations in other packages and in ours, in turn.
@@ -189,4 +191,27 @@ pub struct ExportArgs {
     /// The results database.
     #[command(flatten)]
     pub place: Place,
+}
+
+/// Arguments of `data`.
+#[derive(Debug, Args)]
+pub struct DataArgs {
+    /// The folder of data sets, as `run --data` wants it.
+    #[arg(long, value_name = "DIR", default_value = "data", global = true)]
+    pub data: PathBuf,
+    /// What to do; without it, list.
+    #[command(subcommand)]
+    pub action: Option<DataAction>,
+}
+
+/// What to do with data sets.
+#[derive(Debug, Subcommand)]
+pub enum DataAction {
+    /// List them, with those that are there.
+    List,
+    /// Download one into its folder and check it; an interrupted download goes on.
+    Fetch {
+        /// Its name.
+        name: String,
+    },
 }

@@ -104,7 +104,7 @@ fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
     Ok(cancelled)
 }
 
-fn new_table(head: &[&str]) -> Table {
+pub(super) fn new_table(head: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(UTF8_FULL_CONDENSED)
@@ -160,12 +160,9 @@ pub(super) fn report(registry: &Registry, args: &ReportArgs, out: &mut dyn Write
     let path = page::write(registry, &records, args.suite, &args.out)?;
     writeln!(out, "Report: {}", path.display())?;
     if args.publish {
-        let results = records
-            .sheets(registry, args.suite)
-            .iter()
-            .map(|s| s.result())
-            .collect();
-        for path in table::publish(registry, results, &args.docs)? {
+        let sheets = records.sheets(registry, args.suite);
+        let results: Vec<ScenarioResult> = sheets.iter().map(|s| s.result()).collect();
+        for path in table::publish(registry, &results, &args.docs)? {
             writeln!(out, "Written: {}", path.display())?;
         }
     }

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod data;
 mod logging;
 mod measure;
 
@@ -55,6 +56,7 @@ fn dispatch(cli: &Cli, registry: &Registry, out: &mut dyn Write) -> Result<u8> {
         Command::Verify(args) => commands::verify(args, out),
         Command::List => commands::list(registry, out),
         Command::Methods(args) => commands::methods(registry, args, out),
+        Command::Data(args) => data::data(args, out),
         Command::Export(args) => commands::export(registry, args, out),
         Command::Perf(args) => measure::perf(args, out).map(|()| SUCCESS),
         Command::Peers(args) => measure::peers(args, out).map(|()| SUCCESS),

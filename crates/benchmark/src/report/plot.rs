@@ -2,7 +2,7 @@
 
 use crate::scenario::Curve;
 use crate::statistics::Interval;
-use crate::summary::figure;
+use crate::summary::{digits, figure};
 use crate::{Error, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -88,7 +88,7 @@ fn log_or_linear(log: bool) -> Box<dyn Fn(f64) -> f64> {
 fn label(log: bool) -> impl Fn(&f64) -> String {
     move |v: &f64| {
         if log {
-            figure(10f64.powf(*v))
+            digits(10f64.powf(*v), 2)
         } else {
             short(*v)
         }

@@ -4,7 +4,7 @@
 mod nn;
 #[cfg(feature = "optim")]
 mod optim;
-mod training;
+pub mod training;
 
 use crate::scenario::Scenario;
 

@@ -15,7 +15,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tensor_core::autograd::grad_check;
 
 /// The digits, split at random by the seed into parts of these sizes, on the trial's device.
-pub(super) fn digits(trial: &TrialContext, sizes: &[usize]) -> Result<Vec<Classification>> {
+///
+/// # Errors
+/// [`Error::Datasets`] for sizes beyond the 1797 examples.
+pub fn digits(trial: &TrialContext, sizes: &[usize]) -> Result<Vec<Classification>> {
     let parts = datasets::digits()?.split(Sizes::Counts(sizes), &mut trial.stream("split"))?;
     parts
         .iter()
@@ -25,10 +28,10 @@ pub(super) fn digits(trial: &TrialContext, sizes: &[usize]) -> Result<Vec<Classi
 
 /// Training and test images: MNIST where the trial has a data folder, otherwise the digits, of
 /// which `train` examples are for training and the rest for testing.
-pub(super) fn images(
-    trial: &TrialContext,
-    train: usize,
-) -> Result<(Classification, Classification)> {
+///
+/// # Errors
+/// [`Error::Datasets`] when files are missing or damaged.
+pub fn images(trial: &TrialContext, train: usize) -> Result<(Classification, Classification)> {
     let Some(folder) = &trial.data else {
         let mut parts = digits(trial, &[train, datasets::digits::EXAMPLES - train])?.into_iter();
         return match (parts.next(), parts.next()) {
@@ -59,16 +62,23 @@ fn mnist(folder: &PathBuf) -> Result<Arc<TrainTest>> {
 }
 
 /// A network that is trained to classify.
-pub(super) struct Classifier<M> {
+pub struct Classifier<M> {
+    /// The network.
     pub model: M,
+    /// Its trained variables by name.
     pub params: Vec<(String, Var)>,
+    /// Examples to train on.
     pub train: Classification,
+    /// Examples to judge by.
     pub test: Classification,
 }
 
 impl Classifier<Mlp> {
     /// A perceptron whose first and last widths are those of the data; the seed alone decides the
     /// initial weights.
+    ///
+    /// # Errors
+    /// [`Error::Nn`] for widths that make no sense.
     pub fn mlp(
         trial: &TrialContext,
         (train, test): (Classification, Classification),
@@ -96,6 +106,9 @@ impl<M: ModuleT> Classifier<M> {
     }
 
     /// Mean cross entropy of a training batch, with its graph.
+    ///
+    /// # Errors
+    /// [`Error::Nn`], also for a loss that is not finite.
     pub fn loss(&self, inputs: &Tensor, labels: &Tensor) -> Result<Tensor> {
         let logits = self.model.forward_t(inputs, true)?;
         Ok(cross_entropy(&logits, labels, Reduction::Mean)?)
@@ -103,6 +116,9 @@ impl<M: ModuleT> Classifier<M> {
 
     /// Mean cross entropy and accuracy in evaluation mode. Weights that are no numbers any more
     /// give an infinite loss.
+    ///
+    /// # Errors
+    /// Those of candle.
     pub fn evaluate(&self, data: &Classification) -> Result<(f64, f64)> {
         let logits = self.model.forward_t(&data.inputs, false)?;
         match cross_entropy(&logits, &data.labels, Reduction::Mean) {
@@ -113,6 +129,9 @@ impl<M: ModuleT> Classifier<M> {
     }
 
     /// Checks on the first examples that a gradient arrives at every parameter.
+    ///
+    /// # Errors
+    /// [`Error::TensorCore`] naming the parameters without a gradient.
     pub fn check_gradients(&self) -> Result<()> {
         let count = self.train.len().min(16);
         let (x, y) = (
@@ -124,8 +143,10 @@ impl<M: ModuleT> Classifier<M> {
 }
 
 /// How [`fit`] trains.
-pub(super) struct Fit<'a> {
+pub struct Fit<'a> {
+    /// Optimizer steps.
     pub steps: usize,
+    /// Examples in a batch.
     pub batch: usize,
     /// The learning rate of each step.
     pub lr: &'a dyn Fn(usize) -> f64,
@@ -135,11 +156,14 @@ pub(super) struct Fit<'a> {
 }
 
 /// Points of a training curve.
-pub(super) const POINTS: usize = 60;
+pub const POINTS: usize = 60;
 
 /// Trains on mini-batches, whose order the seed alone decides, and gives the curve of the training
 /// loss, averaged between its points. `watch` sees the optimizer after every step.
-pub(super) fn fit<M: ModuleT, O: Optimizer>(
+///
+/// # Errors
+/// [`Error::Cancelled`] when the user asked to stop; those of network and optimizer.
+pub fn fit<M: ModuleT, O: Optimizer>(
     trial: &TrialContext,
     net: &Classifier<M>,
     optimizer: &mut O,
@@ -172,16 +196,25 @@ pub(super) fn fit<M: ModuleT, O: Optimizer>(
 }
 
 /// Leaves the gradients as they are.
-pub(super) fn undisturbed(_: usize, _: &mut GradStore) -> Result<()> {
+///
+/// # Errors
+/// None.
+pub fn undisturbed(_: usize, _: &mut GradStore) -> Result<()> {
     Ok(())
 }
 
 /// A chain that scales all gradients together to a norm of at most `limit`.
-pub(super) fn clip_norm(limit: f64) -> Result<Chain> {
+///
+/// # Errors
+/// [`Error::Optim`] unless `limit` is positive.
+pub fn clip_norm(limit: f64) -> Result<Chain> {
     Ok(Chain::new().then(ClipByGlobalNorm::new(limit)?))
 }
 
 /// The value of a scalar tensor.
-pub(super) fn scalar(tensor: &Tensor) -> Result<f64> {
+///
+/// # Errors
+/// Those of candle, for a tensor that is no scalar.
+pub fn scalar(tensor: &Tensor) -> Result<f64> {
     Ok(tensor.to_dtype(DType::F64)?.to_scalar::<f64>()?)
 }

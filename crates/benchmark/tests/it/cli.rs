@@ -70,7 +70,7 @@ fn bad_arguments_are_explained() {
 fn help_and_list_name_everything() {
     let (code, out, _) = real(&["--help"]);
     for word in [
-        "run", "report", "compare", "verify", "list", "methods", "export",
+        "run", "report", "compare", "verify", "list", "methods", "export", "data",
     ] {
         assert!(code == 0 && out.contains(word), "{out}");
     }
@@ -237,4 +237,14 @@ fn ctrl_c_keeps_what_is_done() {
         &["run", "--suite", "standard"],
     ));
     assert!(code == 0 && !out.contains(" 0 reused"), "{out}");
+}
+
+#[test]
+fn data_sets_are_listed_with_those_that_are_there() {
+    let (code, out, err) = real(&["data", "--data", "/nowhere"]);
+    assert!(
+        code == 0 && out.contains("mnist") && out.contains("/nowhere/mnist"),
+        "{out}{err}"
+    );
+    assert!(!out.contains("yes"), "{out}");
 }
