@@ -23,21 +23,26 @@ pub(super) fn check_gradient<const S: usize>(entry: &Entry<S>, grad: &Tensor) ->
             expected: format!("{:?}", entry.var.dtype()),
         });
     }
-    check_device(&name(), grad.device(), Some(entry.var.device()))
+    check_device(name, grad.device(), Some(entry.var.device()))
 }
 
-/// Everything lies on one device, and there is a kernel for it.
-pub(super) fn check_device(name: &str, device: &Device, expected: Option<&Device>) -> Result<()> {
+/// Everything lies on one device, and there is a kernel for it. The name is made only for an error:
+/// a step allocates nothing per parameter.
+pub(super) fn check_device(
+    name: impl FnOnce() -> String,
+    device: &Device,
+    expected: Option<&Device>,
+) -> Result<()> {
     let supported = device.is_cpu() || (cfg!(feature = "cuda") && device.is_cuda());
-    let here = crate::device::name(device);
-    match expected.map(crate::device::name) {
-        Some(other) if other != here => Err(Error::unsupported(
-            format!("a fused update with `{name}`"),
-            format!("on {here} beside parameters on {other}"),
+    let place = crate::device::name;
+    match expected {
+        Some(other) if !other.same_device(device) => Err(Error::unsupported(
+            format!("a fused update with the {}", name()),
+            format!("on {} beside parameters on {}", place(device), place(other)),
         )),
         _ if !supported => Err(Error::unsupported(
-            format!("a fused update of `{name}`"),
-            format!("on {here}"),
+            format!("a fused update of the {}", name()),
+            format!("on {}", place(device)),
         )),
         _ => Ok(()),
     }

@@ -106,7 +106,11 @@ impl<const S: usize> FusedUpdate<S> {
         let first = params.first().map(|(_, var)| var.device().clone());
         let mut entries = Vec::with_capacity(params.len());
         for (name, var) in params {
-            check_device(&name, var.device(), first.as_ref())?;
+            check_device(
+                || format!("parameter `{name}`"),
+                var.device(),
+                first.as_ref(),
+            )?;
             if !var.is_contiguous() {
                 return Err(Error::unsupported(
                     format!("a fused update of `{name}`"),
