@@ -13,7 +13,7 @@ use schema::{APPLICATION_ID, MIGRATIONS};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What makes two trials the same trial.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -141,16 +141,7 @@ impl Store {
         self.connection
             .busy_timeout(Duration::from_secs(10))
             .map_err(fail)?;
-        let number = |name: &str| -> Result<i64> {
-            self.connection
-                .pragma_query_value(None, name, |row| row.get(0))
-                .map_err(fail)
-        };
-        let (application, version) = (number("application_id")?, number("user_version")?);
-        let tables: i64 = self
-            .connection
-            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-            .map_err(fail)?;
+        let (application, version, tables) = self.identity().map_err(fail)?;
         if tables > 0 && application != i64::from(APPLICATION_ID) {
             return Err(self.refuse("is an SQLite database, but not one of results"));
         }
@@ -163,12 +154,37 @@ impl Store {
         if tables > 0 {
             self.check()?;
         }
+        self.use_wal().map_err(fail)?;
         self.connection
-            .execute_batch(
-                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;",
-            )
+            .execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
             .map_err(fail)?;
         self.migrate()
+    }
+
+    /// Application id, schema version and number of tables, at one moment: another process may be
+    /// making the tables.
+    fn identity(&self) -> rusqlite::Result<(i64, i64, i64)> {
+        let snapshot = self.connection.unchecked_transaction()?;
+        let tables =
+            snapshot.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        let number = |name| snapshot.pragma_query_value(None, name, |row| row.get(0));
+        let found = (number("application_id")?, number("user_version")?, tables);
+        snapshot.finish()?;
+        Ok(found)
+    }
+
+    /// The change of the journal needs the file for itself for a moment, and SQLite does not wait
+    /// for that by itself.
+    fn use_wal(&self) -> rusqlite::Result<()> {
+        let patience = Instant::now() + Duration::from_secs(10);
+        loop {
+            match self.connection.execute_batch("PRAGMA journal_mode = WAL;") {
+                Err(error) if is_busy(&error) && Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                other => return other,
+            }
+        }
     }
 
     fn refuse(&self, reason: &str) -> Error {
@@ -523,4 +539,12 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
         path: path.display().to_string(),
         reason: format!("{advice} ({error})"),
     }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked};
+    matches!(
+        error.sqlite_error_code(),
+        Some(DatabaseBusy | DatabaseLocked)
+    )
 }
