@@ -10,10 +10,11 @@ pub fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
 }
 
-/// The command as one line to read (and, where no argument has a blank, to paste).
+/// The command as one line to read. `PATH` is left out: it is long and says little.
 pub fn line(command: &Command) -> String {
     let set = command
         .get_envs()
+        .filter(|(key, _)| *key != "PATH")
         .filter_map(|(key, value)| Some(format!("{}={}", key.to_string_lossy(), word(value?))));
     let program = std::path::Path::new(command.get_program());
     let name = program.file_name().unwrap_or(program.as_os_str());

@@ -19,45 +19,41 @@ const APPLE: &str = "aarch64-apple-darwin";
 /// Which device features are checked beside the plain ones.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Options {
-    /// Check the `cuda` feature and compile every CUDA kernel to PTX; fetches nvcc as Python
+    /// Instead, check the `cuda` feature and compile every CUDA kernel to PTX; fetches nvcc as Python
     /// wheels where there is none. No GPU is needed.
     #[arg(long)]
     pub cuda: bool,
-    /// Check the `metal` feature; off macOS that needs `rustup target add aarch64-apple-darwin`.
+    /// Instead, check the `metal` feature; off macOS that needs `rustup target add aarch64-apple-darwin`.
     #[arg(long)]
     pub metal: bool,
 }
 
-/// Checks the plain feature sets, then the devices that were asked for.
+/// Checks the devices that were asked for, or else the plain feature sets.
 ///
 /// # Errors
 /// What a device check needs cannot be had, or cargo cannot be started.
 pub fn check_all(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
-    let mut code = run_all(
-        plain(workspace)
-            .into_iter()
-            .map(|words| check(workspace, &words)),
-    )?;
-    if options.cuda && code == ExitCode::SUCCESS {
-        code = cuda::check(workspace)?;
-    }
-    if options.metal && code == ExitCode::SUCCESS {
-        code = run_all([metal(workspace)?])?;
-    }
-    if code == ExitCode::SUCCESS {
-        skipped(options);
-    }
-    Ok(code)
-}
-
-fn skipped(options: &Options) {
-    if !options.cuda {
+    if !options.cuda && !options.metal {
+        let code = run_all(
+            plain(workspace)
+                .into_iter()
+                .map(|words| check(workspace, &words)),
+        )?;
         eprintln!("skipped: cuda (needs nvcc; `--cuda` finds or fetches it)");
-    }
-    if !options.metal {
         eprintln!("skipped: metal (needs Apple's standard library; `--metal` checks it)");
+        eprintln!("skipped: cudnn (its headers and library come with NVIDIA's cuDNN)");
+        return Ok(code);
     }
-    eprintln!("skipped: cudnn (its headers and library come with NVIDIA's cuDNN)");
+    if options.cuda {
+        let code = cuda::check(workspace)?;
+        if code != ExitCode::SUCCESS {
+            return Ok(code);
+        }
+    }
+    if options.metal {
+        return run_all([metal(workspace)?]);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `cargo check` with these arguments.
