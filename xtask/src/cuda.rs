@@ -1,5 +1,5 @@
-//! The CUDA checks that need no GPU: the crates type-check with their `cuda` feature, and every
-//! kernel text compiles to PTX.
+//! The CUDA checks that need no GPU: the crates type-check with their features `cuda` and
+//! `cudnn`, and every kernel text compiles to PTX.
 //!
 //! Candle builds its own kernels with nvcc. Where no toolkit is installed, NVIDIA's Python
 //! wheels bring the compiler and its headers.
@@ -102,16 +102,21 @@ const TEXTS: &str = "THALWEG_KERNEL_TEXTS";
 /// How the tests that check a kernel's text are called.
 const TESTS: &str = "the_device_text";
 
-/// Type-checks the crates with `cuda`, then compiles every kernel text to PTX.
+/// Type-checks the crates with `cuda` and with `cudnn`, then compiles every kernel text to PTX.
 ///
 /// # Errors
 /// No toolkit can be had, no kernel text is written, or a program cannot be started.
 pub fn check(workspace: &Workspace) -> Result<ExitCode> {
     let toolkit = Toolkit::find_or_fetch(workspace)?;
-    let mut types = cargo();
-    types.current_dir(&workspace.root).arg("check");
-    types.args(with_feature(workspace.libraries(), "cuda"));
-    toolkit.describe_to(&mut types)?;
+    let mut programs = Vec::new();
+    // candle finds cuDNN when a program starts, so that checking needs none.
+    for feature in ["cuda", "cudnn"] {
+        let mut types = cargo();
+        types.current_dir(&workspace.root).arg("check");
+        types.args(with_feature(workspace.libraries(), feature));
+        toolkit.describe_to(&mut types)?;
+        programs.push(types);
+    }
 
     let folder = workspace.scratch().join("cuda-kernels");
     empty(&folder)?;
@@ -126,7 +131,8 @@ pub fn check(workspace: &Workspace) -> Result<ExitCode> {
     write
         .args(with_feature(with_kernels, "verify"))
         .args(["--lib", "--tests", "--quiet", "--", TESTS]);
-    let code = run_all([types, write])?;
+    programs.push(write);
+    let code = run_all(programs)?;
     if code != ExitCode::SUCCESS {
         return Ok(code);
     }

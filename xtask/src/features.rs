@@ -19,8 +19,8 @@ const APPLE: &str = "aarch64-apple-darwin";
 /// Which device features are checked beside the plain ones.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Options {
-    /// Instead, check the `cuda` feature and compile every CUDA kernel to PTX; fetches nvcc as Python
-    /// wheels where there is none. No GPU is needed.
+    /// Instead, check the features `cuda` and `cudnn` and compile every CUDA kernel to PTX; fetches
+    /// nvcc as Python wheels where there is none. No GPU is needed.
     #[arg(long)]
     pub cuda: bool,
     /// Instead, check the `metal` feature; off macOS that needs `rustup target add aarch64-apple-darwin`.
@@ -39,9 +39,8 @@ pub fn check_all(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
                 .into_iter()
                 .map(|words| check(workspace, &words)),
         )?;
-        eprintln!("skipped: cuda (needs nvcc; `--cuda` finds or fetches it)");
+        eprintln!("skipped: cuda, cudnn (need nvcc; `--cuda` finds or fetches it)");
         eprintln!("skipped: metal (needs Apple's standard library; `--metal` checks it)");
-        eprintln!("skipped: cudnn (its headers and library come with NVIDIA's cuDNN)");
         return Ok(code);
     }
     if options.cuda {
