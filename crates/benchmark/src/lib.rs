@@ -12,8 +12,8 @@
 //! | [`export`] | JSON, CSV and TensorBoard event files |
 //! | [`compare`] | two databases, runs or versions side by side |
 //! | [`verify`] | implementations against files of reference numbers |
-//! | `perf` | our kernels against the machine's ceilings (feature `optim`) |
-//! | `peers` | the same operations in other packages (feature `optim`) |
+//! | [`perf`] | our kernels against the machine's ceilings |
+//! | [`peers`] | the same operations in other packages |
 //! | [`methods`] | the table of methods in the documentation |
 //! | [`cli`] | the command line of `thalweg-bench` |
 //!
@@ -25,9 +25,7 @@ mod error;
 pub mod export;
 pub mod machine;
 pub mod methods;
-#[cfg(feature = "optim")]
 pub mod peers;
-#[cfg(feature = "optim")]
 pub mod perf;
 pub mod registry;
 pub mod report;

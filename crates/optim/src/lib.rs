@@ -25,13 +25,15 @@
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
-//! use candle_nn::{linear, Module, Optimizer, VarBuilder, VarMap};
+//! use candle_nn::{init::ZERO, Linear, Module, Optimizer, VarBuilder, VarMap};
 //! use thalweg_optim::schedule::{Cosine, Schedule, Warmup};
 //! use thalweg_optim::transform::{Chain, ClipByGlobalNorm};
 //! use thalweg_optim::{DecayMask, Lion, LionConfig, ParamGroup, Stateful};
 //!
 //! let vars = VarMap::new();
-//! let model = linear(3, 1, VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu))?;
+//! let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+//! let bias = vb.get_with_hints(1, "bias", ZERO)?;
+//! let model = Linear::new(vb.get_with_hints((1, 3), "weight", ZERO)?, Some(bias));
 //! let x = Tensor::new(&[[0f32, 1., 2.], [1., 0., 1.], [2., 1., 0.]], &Device::Cpu)?;
 //! let y = Tensor::new(&[[1f32], [0.], [-1.]], &Device::Cpu)?;
 //!

@@ -1,7 +1,12 @@
 //! `perf` and `peers`.
 
+use crate::peers::Row;
+use crate::perf::Plan;
+use crate::{peers, perf};
+use anyhow::{Context, Result};
 use clap::Args;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `perf`.
 #[derive(Debug, Args)]
@@ -9,7 +14,10 @@ pub struct PerfArgs {
     /// Measured rounds; the median counts.
     #[arg(long, default_value = "15", value_parser = clap::value_parser!(u16).range(1..))]
     pub rounds: u16,
-    /// Parameters in all tensors together.
+    /// Only the kernels of these crates, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub only: Vec<String>,
+    /// Parameters of the optimizer steps, in all tensors together.
     #[arg(long, default_value = "25000000", value_parser = clap::value_parser!(u32).range(1000..))]
     pub parameters: u32,
     /// One JSON object a line instead of a table.
@@ -34,73 +42,47 @@ pub struct PeersArgs {
     pub json: Option<PathBuf>,
 }
 
-#[cfg(feature = "optim")]
-mod with_optim {
-    use super::{PeersArgs, PerfArgs};
-    use crate::peers::Row;
-    use crate::{peers, perf};
-    use anyhow::{Context, Result};
-    use std::io::Write;
-    use std::path::Path;
+/// Kernels against the machine's ceilings.
+pub fn perf(args: &PerfArgs, out: &mut dyn Write) -> Result<()> {
+    let plan = Plan {
+        only: &args.only,
+        rounds: args.rounds.into(),
+        parameters: args.parameters as usize,
+        json: args.json,
+    };
+    perf::run(&plan, out)
+}
 
-    /// Kernels against the machine's ceilings.
-    pub fn perf(args: &PerfArgs, out: &mut dyn Write) -> Result<()> {
-        perf::run(args.rounds.into(), args.parameters as usize, args.json, out)
+/// Ours against other packages.
+pub fn peers(args: &PeersArgs, out: &mut dyn Write) -> Result<()> {
+    let rows = peers::run(args.python.as_deref(), &args.only, args.rounds.into(), out)?;
+    match &args.json {
+        Some(path) => merge(path, rows),
+        None => Ok(()),
     }
+}
 
-    /// Ours against other packages.
-    pub fn peers(args: &PeersArgs, out: &mut dyn Write) -> Result<()> {
-        let rows = peers::run(args.python.as_deref(), &args.only, args.rounds.into(), out)?;
-        match &args.json {
-            Some(path) => merge(path, rows),
-            None => Ok(()),
+fn merge(path: &Path, rows: Vec<Row>) -> Result<()> {
+    let mut all: Vec<Row> = match std::fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text)
+            .with_context(|| format!("`{}` does not hold rows of peers", path.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => vec![],
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read `{}`", path.display()))
         }
-    }
-
-    fn merge(path: &Path, rows: Vec<Row>) -> Result<()> {
-        let mut all: Vec<Row> = match std::fs::read_to_string(path) {
-            Ok(text) => serde_json::from_str(&text)
-                .with_context(|| format!("`{}` does not hold rows of peers", path.display()))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => vec![],
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read `{}`", path.display()))
-            }
-        };
-        let key = |row: &Row| {
-            (
-                row.slug.clone(),
-                row.operation.clone(),
-                row.ours.clone(),
-                row.peer.clone(),
-            )
-        };
-        all.retain(|old| rows.iter().all(|new| key(new) != key(old)));
-        all.extend(rows);
-        all.sort_by_key(key);
-        let text = serde_json::to_string_pretty(&all)? + "\n";
-        std::fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))
-    }
+    };
+    let key = |row: &Row| {
+        (
+            row.slug.clone(),
+            row.operation.clone(),
+            row.ours.clone(),
+            row.peer.clone(),
+            row.threads,
+        )
+    };
+    all.retain(|old| rows.iter().all(|new| key(new) != key(old)));
+    all.extend(rows);
+    all.sort_by_key(key);
+    let text = serde_json::to_string_pretty(&all)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))
 }
-
-#[cfg(feature = "optim")]
-pub use with_optim::{peers, perf};
-
-#[cfg(not(feature = "optim"))]
-mod without_optim {
-    use super::{PeersArgs, PerfArgs};
-    use anyhow::{bail, Result};
-    use std::io::Write;
-
-    /// Needs the optimizers.
-    pub fn perf(_: &PerfArgs, _: &mut dyn Write) -> Result<()> {
-        bail!("`perf` needs a build with the feature `optim`")
-    }
-
-    /// Needs the optimizers.
-    pub fn peers(_: &PeersArgs, _: &mut dyn Write) -> Result<()> {
-        bail!("`peers` needs a build with the feature `optim`")
-    }
-}
-
-#[cfg(not(feature = "optim"))]
-pub use without_optim::{peers, perf};

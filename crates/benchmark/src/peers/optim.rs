@@ -14,59 +14,68 @@ use tensor_core::random::RandomStream;
 const GROUP: &str = "optim";
 
 pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
+    let wanted: Vec<_> = ["adamw", "sgd", "lion", "spam", "perp-grad"]
+        .into_iter()
+        .filter(|slug| session.wants(GROUP, slug))
+        .collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
     let shapes = gpt2_shapes();
+    // Drawn once: the steps of all optimizers go over the same parameters.
+    let work = Workload::new(&shapes)?;
     let python = |name| Peer::Python(name, json!({ "shapes": shapes }));
-    for (slug, peers) in [
-        ("adamw", &["AdamW fused", "AdamW foreach"][..]),
-        ("sgd", &["SGD fused", "SGD foreach"]),
-        ("lion", &["lion-pytorch", "AdamW fused"]),
-        ("spam", &["pytorch-optimizer SPAM", "AdamW fused"]),
-        (
-            "perp-grad",
-            &["pytorch-optimizer OrthoGrad over AdamW fused"],
-        ),
-    ] {
-        for name in peers {
-            compare(session, slug, python(name))?;
+    for slug in wanted {
+        for name in torch_peers(slug) {
+            compare(session, slug, &work, python(name))?;
         }
-    }
-    if session.wants(GROUP, "adamw") {
-        let work = Workload::new(&shapes)?;
-        let mut stock =
-            candle_nn::AdamW::new(work.vars.clone(), candle_nn::ParamsAdamW::default())?;
-        let peer = Peer::Rust(
-            "candle_nn::AdamW",
-            Box::new(|| Ok(stock.step(&work.grads)?)),
-        );
-        compare(session, "adamw", peer)?;
-    }
-    if session.wants(GROUP, "spam") {
-        let work = Workload::new(&shapes)?;
-        let config = SpamConfig {
-            density: Some(0.25),
-            delta_t: 0,
-            ..SpamConfig::default()
-        };
-        let group = ParamGroup::new(work.vars.clone(), config);
-        let spam = Spam::with_groups(vec![group], &RandomStream::new(0))?;
-        step(
-            session,
-            "spam",
-            "Spam, density 0.25",
-            work,
-            spam,
-            python("AdamW fused"),
-        )?;
+        match slug {
+            "adamw" => stock(session, &work)?,
+            "spam" => sparse(session, &work, python("AdamW fused"))?,
+            _ => {}
+        }
     }
     Ok(())
 }
 
-/// Our optimizer for a method beside one peer.
-fn compare(session: &mut Session<'_>, slug: &'static str, peer: Peer<'_>) -> Result<()> {
-    if !session.wants(GROUP, slug) {
-        return Ok(());
+/// What a user of Python would take for the method.
+fn torch_peers(slug: &str) -> &'static [&'static str] {
+    match slug {
+        "adamw" => &["AdamW fused", "AdamW foreach"],
+        "sgd" => &["SGD fused", "SGD foreach"],
+        "lion" => &["lion-pytorch", "AdamW fused"],
+        "spam" => &["pytorch-optimizer SPAM", "AdamW fused"],
+        _ => &["pytorch-optimizer OrthoGrad over AdamW fused"],
     }
-    let work = Workload::new(&gpt2_shapes())?;
+}
+
+fn stock(session: &mut Session<'_>, work: &Workload) -> Result<()> {
+    let mut stock = candle_nn::AdamW::new(work.vars.clone(), candle_nn::ParamsAdamW::default())?;
+    let peer = Peer::Rust(
+        "candle_nn::AdamW",
+        Box::new(|| Ok(stock.step(&work.grads)?)),
+    );
+    compare(session, "adamw", work, peer)
+}
+
+fn sparse(session: &mut Session<'_>, work: &Workload, peer: Peer<'_>) -> Result<()> {
+    let config = SpamConfig {
+        density: Some(0.25),
+        delta_t: 0,
+        ..SpamConfig::default()
+    };
+    let group = ParamGroup::new(work.vars.clone(), config);
+    let spam = Spam::with_groups(vec![group], &RandomStream::new(0))?;
+    step(session, "spam", "Spam, density 0.25", work, spam, peer)
+}
+
+/// Our optimizer for a method beside one peer.
+fn compare(
+    session: &mut Session<'_>,
+    slug: &'static str,
+    work: &Workload,
+    peer: Peer<'_>,
+) -> Result<()> {
     let vars = work.vars.clone();
     match slug {
         "sgd" => {
@@ -97,7 +106,7 @@ fn step<O: Optimizer + Send>(
     session: &mut Session<'_>,
     slug: &'static str,
     ours: &'static str,
-    work: Workload,
+    work: &Workload,
     mut optimizer: O,
     peer: Peer<'_>,
 ) -> Result<()> {

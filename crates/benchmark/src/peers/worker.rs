@@ -6,7 +6,13 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-const SCRIPT: &str = include_str!("worker.py");
+/// The loop over requests, and the operations of every crate.
+const SCRIPT: &str = concat!(
+    include_str!("worker.py"),
+    include_str!("optim.py"),
+    include_str!("nn.py"),
+    "main()\n"
+);
 
 /// A running interpreter with the worker script; it ends when this is dropped.
 pub struct Worker {

@@ -1,6 +1,6 @@
 //! Optimizer steps: pure memory traffic, so their ceiling is the copy bandwidth.
 
-use super::{median, seconds, Row};
+use super::{Ceiling, Kernel, Session};
 use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Var};
@@ -8,7 +8,6 @@ use candle_nn::Optimizer;
 use optim::{
     AdamW, AdamWConfig, Lion, LionConfig, ParamGroup, SgdConfig, SgdMomentum, Spam, SpamConfig,
 };
-use rayon::prelude::*;
 use tensor_core::random::RandomStream;
 
 /// Parameters with gradients that are there already.
@@ -113,51 +112,26 @@ fn step<'a, O: Optimizer + Send + 'a>(
     }
 }
 
-/// Every rule in turn with a copy of the same size, so that a change of the machine's speed meets
-/// both.
-pub(super) fn measure(threads: usize, parameters: usize, rounds: usize) -> Result<Vec<Row>> {
-    let work = Workload::new(&mixed_shapes(parameters))?;
-    let copy_bytes = 8.0 * parameters as f64;
-    let from = vec![1f32; parameters];
-    let mut to = vec![0f32; parameters];
-    let mut rows = vec![];
+const GROUP: &str = "optim";
+
+/// The step of every rule.
+pub(super) fn kernels(session: &mut Session<'_>) -> Result<()> {
+    if !session.wants(GROUP) {
+        return Ok(());
+    }
+    let work = Workload::new(&mixed_shapes(session.parameters()))?;
     for make in STEPS {
         let mut step = make(&work)?;
-        let bytes = step.bytes * parameters as f64;
-        let (mut times, mut copies, mut fractions) = (vec![], vec![], vec![]);
-        (step.take)(&work.grads)?;
-        copy(&from, &mut to);
-        for _ in 0..rounds {
-            let copying = seconds(|| {
-                copy(&from, &mut to);
-                Ok(())
-            })?;
-            let stepping = seconds(|| (step.take)(&work.grads))?;
-            times.push(stepping);
-            copies.push(copying);
-            fractions.push((bytes / stepping) / (copy_bytes / copying));
-        }
-        let time = median(times);
-        rows.push(Row {
-            kernel: step.name.to_string(),
-            threads,
-            bytes_per_parameter: step.bytes,
-            milliseconds: 1e3 * time,
-            bandwidth: bytes / time / 1e9,
-            copy_bandwidth: copy_bytes / median(copies) / 1e9,
-            fraction: median(fractions),
-        });
+        let kernel = Kernel {
+            name: step.name.to_string(),
+            ceiling: Ceiling::Copy,
+            per_element: step.bytes,
+            elements: work.numel(),
+            call: Box::new(|| (step.take)(&work.grads)),
+        };
+        session.measure(GROUP, kernel)?;
     }
-    Ok(rows)
-}
-
-/// The machine's own copy, cut over the threads.
-fn copy(from: &[f32], to: &mut [f32]) {
-    let pieces = 8 * rayon::current_num_threads();
-    let piece = from.len().div_ceil(pieces).max(1);
-    to.par_chunks_mut(piece)
-        .zip(from.par_chunks(piece))
-        .for_each(|(to, from)| to.copy_from_slice(from));
+    Ok(())
 }
 
 type Make = for<'a> fn(&'a Workload) -> Result<Step<'a>>;
