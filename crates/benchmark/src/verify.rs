@@ -29,6 +29,13 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
             }],
         ),
         ("sso", vec![|r| Ok(optim::verify::sso(r)?)]),
+        ("bo-rep", vec![|r| Ok(optim::verify::bo_rep(r)?)]),
+        ("cbo", vec![|r| Ok(optim::verify::cbo(r)?)]),
+        ("gradsign", vec![|r| Ok(optim::verify::gradsign(r)?)]),
+        (
+            "opposing-signals",
+            vec![|r| Ok(optim::verify::opposing_signals(r)?)],
+        ),
         ("power-norm", vec![|r| Ok(nn::verify::power_norm(r)?)]),
     ]
 }

@@ -21,6 +21,14 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         Box::new(optim::large_batch::LargeBatch),
         #[cfg(feature = "optim")]
         Box::new(optim::sso::Sso),
+        #[cfg(feature = "optim")]
+        Box::new(optim::bo_rep::BoRep),
+        #[cfg(feature = "optim")]
+        Box::new(optim::cbo::Cbo),
+        #[cfg(feature = "optim")]
+        Box::new(optim::gradsign::GradSign),
+        #[cfg(feature = "optim")]
+        Box::new(optim::opposing_signals::OpposingSignals),
         #[cfg(feature = "nn")]
         Box::new(nn::power_norm::PowerNorm),
     ]
