@@ -99,6 +99,11 @@ pub enum Error {
     /// An optimizer failed.
     #[error(transparent)]
     Optim(#[from] optim::Error),
+
+    /// A convex solver failed.
+    #[cfg(feature = "convex")]
+    #[error(transparent)]
+    Convex(#[from] convex::Error),
 }
 
 impl Error {

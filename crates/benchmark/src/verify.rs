@@ -37,6 +37,17 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
             vec![|r| Ok(optim::verify::opposing_signals(r)?)],
         ),
         ("power-norm", vec![|r| Ok(nn::verify::power_norm(r)?)]),
+        #[cfg(feature = "convex")]
+        ("sparse-ot", vec![|r| Ok(convex::verify::sparse_ot(r)?)]),
+        #[cfg(feature = "convex")]
+        ("bcd", vec![|r| Ok(convex::verify::bcd(r)?)]),
+        #[cfg(feature = "convex")]
+        ("convex-relu", vec![|r| Ok(convex::verify::convex_relu(r)?)]),
+        #[cfg(feature = "convex")]
+        (
+            "attention-svm",
+            vec![|r| Ok(convex::verify::attention_svm(r)?)],
+        ),
     ]
 }
 
