@@ -14,3 +14,6 @@ mod nn {}
 
 #[doc = include_str!("../../docs/crates/optim.md")]
 mod optim {}
+
+#[doc = include_str!("../../docs/crates/graph-learning.md")]
+mod graph_learning {}

@@ -30,6 +30,15 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
         ),
         ("sso", vec![|r| Ok(optim::verify::sso(r)?)]),
         ("power-norm", vec![|r| Ok(nn::verify::power_norm(r)?)]),
+        #[cfg(feature = "graph-learning")]
+        (
+            "graph-core",
+            vec![|r| Ok(graph_learning::verify::graph_core(r)?)],
+        ),
+        #[cfg(feature = "graph-learning")]
+        ("cgs", vec![|r| Ok(graph_learning::verify::cgs(r)?)]),
+        #[cfg(feature = "graph-learning")]
+        ("pot", vec![|r| Ok(graph_learning::verify::pot(r)?)]),
     ]
 }
 
