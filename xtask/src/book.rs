@@ -17,3 +17,6 @@ mod optim {}
 
 #[doc = include_str!("../../docs/crates/convex.md")]
 mod convex {}
+
+#[doc = include_str!("../../docs/crates/graph-learning.md")]
+mod graph_learning {}

@@ -96,6 +96,11 @@ pub enum Error {
     #[error(transparent)]
     Nn(#[from] nn::Error),
 
+    /// A graph, a kernel or a method of graph-learning failed.
+    #[cfg(feature = "graph-learning")]
+    #[error(transparent)]
+    Graph(#[from] graph_learning::Error),
+
     /// An optimizer failed.
     #[error(transparent)]
     Optim(#[from] optim::Error),

@@ -48,6 +48,15 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
             "attention-svm",
             vec![|r| Ok(convex::verify::attention_svm(r)?)],
         ),
+        #[cfg(feature = "graph-learning")]
+        (
+            "graph-core",
+            vec![|r| Ok(graph_learning::verify::graph_core(r)?)],
+        ),
+        #[cfg(feature = "graph-learning")]
+        ("cgs", vec![|r| Ok(graph_learning::verify::cgs(r)?)]),
+        #[cfg(feature = "graph-learning")]
+        ("pot", vec![|r| Ok(graph_learning::verify::pot(r)?)]),
     ]
 }
 

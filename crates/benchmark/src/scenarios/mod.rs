@@ -1,5 +1,7 @@
 //! The scenarios, by the crate that holds the method.
 
+#[cfg(feature = "graph-learning")]
+mod graph_learning;
 #[cfg(feature = "nn")]
 mod nn;
 #[cfg(feature = "optim")]
@@ -31,5 +33,9 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         Box::new(optim::opposing_signals::OpposingSignals),
         #[cfg(feature = "nn")]
         Box::new(nn::power_norm::PowerNorm),
+        #[cfg(feature = "graph-learning")]
+        Box::new(graph_learning::cgs::Cgs),
+        #[cfg(feature = "graph-learning")]
+        Box::new(graph_learning::pot::PotScenario),
     ]
 }
