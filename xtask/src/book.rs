@@ -14,3 +14,12 @@ mod nn {}
 
 #[doc = include_str!("../../docs/crates/optim.md")]
 mod optim {}
+
+#[doc = include_str!("../../docs/crates/flows.md")]
+mod flows {}
+
+#[doc = include_str!("../../docs/crates/guidance.md")]
+mod guidance {}
+
+#[doc = include_str!("../../crates/guidance/README.md")]
+mod guidance_readme {}

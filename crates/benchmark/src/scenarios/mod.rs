@@ -1,5 +1,11 @@
 //! The scenarios, by the crate that holds the method.
 
+#[cfg(feature = "flows")]
+mod flows;
+#[cfg(feature = "flows")]
+pub mod generation;
+#[cfg(feature = "guidance")]
+mod guidance;
 #[cfg(feature = "nn")]
 mod nn;
 #[cfg(feature = "optim")]
@@ -23,5 +29,9 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         Box::new(optim::sso::Sso),
         #[cfg(feature = "nn")]
         Box::new(nn::power_norm::PowerNorm),
+        #[cfg(feature = "flows")]
+        Box::new(flows::rectified_flow::RectifiedFlow),
+        #[cfg(feature = "guidance")]
+        Box::new(guidance::apg::Apg),
     ]
 }
