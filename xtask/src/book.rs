@@ -20,3 +20,12 @@ mod convex {}
 
 #[doc = include_str!("../../docs/crates/graph-learning.md")]
 mod graph_learning {}
+
+#[doc = include_str!("../../docs/crates/flows.md")]
+mod flows {}
+
+#[doc = include_str!("../../docs/crates/guidance.md")]
+mod guidance {}
+
+#[doc = include_str!("../../crates/guidance/README.md")]
+mod guidance_readme {}

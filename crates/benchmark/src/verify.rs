@@ -57,6 +57,22 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
         ("cgs", vec![|r| Ok(graph_learning::verify::cgs(r)?)]),
         #[cfg(feature = "graph-learning")]
         ("pot", vec![|r| Ok(graph_learning::verify::pot(r)?)]),
+        #[cfg(feature = "guidance")]
+        (
+            "guidance-core",
+            vec![|r| Ok(flows::verify::guidance_core(r)?), |r| {
+                Ok(guidance::verify::guidance_core(r)?)
+            }],
+        ),
+        #[cfg(feature = "flows")]
+        (
+            "rectified-flow",
+            vec![|r| Ok(flows::verify::rectified_flow(r)?)],
+        ),
+        #[cfg(feature = "flows")]
+        ("adjoint-dpm", vec![|r| Ok(flows::verify::adjoint_dpm(r)?)]),
+        #[cfg(feature = "guidance")]
+        ("apg", vec![|r| Ok(guidance::verify::apg(r)?)]),
     ]
 }
 

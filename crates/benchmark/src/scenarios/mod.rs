@@ -1,7 +1,13 @@
 //! The scenarios, by the crate that holds the method.
 
+#[cfg(feature = "flows")]
+mod flows;
+#[cfg(feature = "flows")]
+pub mod generation;
 #[cfg(feature = "graph-learning")]
 mod graph_learning;
+#[cfg(feature = "guidance")]
+mod guidance;
 #[cfg(feature = "nn")]
 mod nn;
 #[cfg(feature = "optim")]
@@ -37,5 +43,9 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         Box::new(graph_learning::cgs::Cgs),
         #[cfg(feature = "graph-learning")]
         Box::new(graph_learning::pot::PotScenario),
+        #[cfg(feature = "flows")]
+        Box::new(flows::rectified_flow::RectifiedFlow),
+        #[cfg(feature = "guidance")]
+        Box::new(guidance::apg::Apg),
     ]
 }

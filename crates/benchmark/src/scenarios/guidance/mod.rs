@@ -1,0 +1,3 @@
+//! Scenarios of `thalweg-guidance`.
+
+pub(super) mod apg;

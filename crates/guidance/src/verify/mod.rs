@@ -1,0 +1,10 @@
+//! Checks against reference files, one function per method.
+//!
+//! Each runs this crate on the file's inputs with the file's hyper-parameters and compares with
+//! the file's outputs. Cases, counts and shapes are discovered in the file.
+
+mod apg;
+mod guidance_core;
+
+pub use apg::apg;
+pub use guidance_core::guidance_core;
