@@ -53,7 +53,7 @@ fn lattice(seed: u64, rows: usize, columns: usize) -> LabelPropagation {
             }
         }
     }
-    let known = |i: usize| (i % 7 == 3).then(|| if i % 2 == 0 { 1.0 } else { -1.0 });
+    let known = |i: usize| (i % 7 == 3).then(|| if i.is_multiple_of(2) { 1.0 } else { -1.0 });
     let labels: Vec<Option<f64>> = (0..rows * columns).map(known).collect();
     LabelPropagation::new(&edges, &labels).unwrap()
 }
