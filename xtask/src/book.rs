@@ -12,6 +12,9 @@ mod datasets {}
 #[doc = include_str!("../../docs/crates/nn.md")]
 mod nn {}
 
+#[doc = include_str!("../../docs/from-candle-nn.md")]
+mod from_candle_nn {}
+
 #[doc = include_str!("../../docs/crates/optim.md")]
 mod optim {}
 

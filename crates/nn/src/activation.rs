@@ -26,6 +26,7 @@
 use crate::kernel::{
     filled, has_kernel, pieces, tensor, vectorized, wide, Computed, Math, Scalar, View,
 };
+use crate::linear::same_dtype;
 use crate::Result;
 use candle_core::{DType, Module, Tensor};
 use tensor_core::autograd::keeps_graph;
@@ -184,6 +185,52 @@ impl Activation {
             DType::F64 => self.fused::<f64>(&x.contiguous()?),
             _ => self.fused::<f32>(&x.contiguous()?),
         }
+    }
+
+    /// The activation of `a + b`, tensors of one shape and dtype: the end of a residual block, in
+    /// one pass.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) and [`Error::DType`](crate::Error::DType) when the two
+    /// do not fit.
+    pub fn of_sum(self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        if a.dims() != b.dims() {
+            let expected = format!("{:?}, as the first summand", a.dims());
+            return Err(crate::Error::shape("second summand", b.dims(), expected));
+        }
+        same_dtype(a, [Some(b)])?;
+        if !has_kernel(a) || !self.keeps_output() || keeps_graph()? {
+            return self.of(&(a + b)?);
+        }
+        match a.dtype() {
+            DType::F64 => self.fused_sum::<f64>(&a.contiguous()?, &b.contiguous()?),
+            _ => self.fused_sum::<f32>(&a.contiguous()?, &b.contiguous()?),
+        }
+    }
+
+    fn fused_sum<T: Scalar>(self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let y = {
+            let (av, bv) = (View::new(a)?, View::new(b)?);
+            let (a, b) = (av.slice::<T>()?, bv.slice::<T>()?);
+            filled(a.len(), |y| {
+                pieces(y, 1, |start, y| {
+                    let range = start..start + y.len();
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            map2(&a[range.clone()], &b[range], y, |a, b| a + b);
+                            self.apply(y);
+                        },
+                    );
+                });
+            })
+        };
+        let backward = move |_: &[&Tensor], y: &Tensor, dy: &Tensor| {
+            let dz = self.input_gradient::<T>(y, dy)?;
+            Ok(vec![Some(dz.clone()), Some(dz)])
+        };
+        let node = Computed::new("activation of a sum", y, a.shape(), backward);
+        Ok(a.apply_op2(b, node)?)
     }
 
     fn fused<T: Scalar>(self, x: &Tensor) -> Result<Tensor> {

@@ -30,10 +30,11 @@
 //! ```
 
 use crate::kernel::{
-    filled, has_kernel, product, sum2, tensor, vectorized, Computed, Matrix, Onto, Scalar, View,
+    filled, has_kernel, max, product, sum2, tensor, vectorized, Computed, Matrix, Onto, Scalar,
+    View,
 };
 use crate::linear::same_dtype;
-use crate::softmax::{log_sum_exp, softmax};
+use crate::softmax::{exponentials, softmax};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor, D};
 use rayon::prelude::*;
@@ -519,20 +520,25 @@ impl Heads {
             for (first, end, seen) in self.tiles() {
                 let scores = &mut scores[..(end - first) * seen];
                 self.scores((q, k), mask, head, (first, end, seen), scores);
+                let mut totals = [T::ONE; ROWS];
                 vectorized(
                     #[inline(always)]
                     || {
                         let rows = scores.chunks_exact_mut(seen).zip(&mut sums[first..end]);
-                        for (row, sum) in rows {
-                            *sum = row_sum(row);
-                            probabilities(row, *sum);
+                        for ((row, sum), total) in rows.zip(&mut totals) {
+                            (*sum, *total) = weights(row);
                         }
                     },
                 );
                 let out = &mut out[first * value_width..end * value_width];
                 let p = Matrix::new(&*scores, end - first, seen);
                 let onto = (Onto::Nothing, T::ONE);
-                product((out, value_width), p, v.matrix(0, seen), onto, false);
+                product((&mut *out, value_width), p, v.matrix(0, seen), onto, false);
+                for (row, total) in out.chunks_exact_mut(value_width).zip(totals) {
+                    for y in row {
+                        *y = *y * total;
+                    }
+                }
             }
         })
     }
@@ -610,14 +616,18 @@ impl Heads {
     }
 }
 
-/// `ln sum e^x`; infinity for a row without a key, so that its probabilities are 0.
+/// `x <- e^(x - max x)` and gives `ln sum e^x` and the factor that makes probabilities of the new
+/// values; infinity and 0 for a row without a key, so that its probabilities are 0 here and in the
+/// backward pass.
 #[inline(always)]
-fn row_sum<T: Scalar>(row: &[T]) -> T {
-    let (top, log) = log_sum_exp(row);
-    match top == T::from_f64(f64::NEG_INFINITY) {
-        true => T::from_f64(f64::INFINITY),
-        false => top + log,
+fn weights<T: Scalar>(row: &mut [T]) -> (T, T) {
+    let top = max(row);
+    if top == T::from_f64(f64::NEG_INFINITY) {
+        row.fill(T::ZERO);
+        return (T::from_f64(f64::INFINITY), T::ZERO);
     }
+    let total = exponentials(row, top);
+    (top + T::from_f64(total.ln()), T::from_f64(1.0 / total))
 }
 
 #[inline(always)]

@@ -1,5 +1,5 @@
-//! What a network for generation is told besides its input: a noise level or time per example, and
-//! a vector per example added to the channels of images.
+//! What a network for generation is told besides its input: a noise level or time per example, a
+//! vector per example added to the channels of images, a second image beside the first.
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
@@ -15,7 +15,7 @@
 use crate::kernel::{filled, has_kernel, pieces, sum, tensor, vectorized, Computed, Scalar, View};
 use crate::linear::same_dtype;
 use crate::{Error, Result};
-use candle_core::{DType, Tensor, D};
+use candle_core::{DType, Shape, Tensor, D};
 use tensor_core::autograd::keeps_graph;
 
 /// Sines and cosines of `t` `[B]` (Vaswani et al. 2017, section 3.5; Ho, Jain, Abbeel 2020): gives
@@ -103,4 +103,71 @@ fn shifted<T: Scalar>(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
     };
     let node = Computed::new("shift of channels", y, x.shape(), backward);
     Ok(x.apply_op2(shift, node)?)
+}
+
+/// The channels of `a` `[B, C, ..]`, then those of `b` `[B, D, ..]`: `[B, C + D, ..]`.
+///
+/// As `Tensor::cat` along dimension 1, whose gradient goes through memory number by number; this one
+/// copies it in blocks. Candle operations outside the CPU in f32 and f64 and where gradients keep
+/// their graph.
+///
+/// # Errors
+/// [`Error::Shape`] and [`Error::DType`] when the two do not fit.
+pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let fits = a.rank() >= 2
+        && a.rank() == b.rank()
+        && a.dims()[0] == b.dims()[0]
+        && a.dims()[2..] == b.dims()[2..];
+    if !fits || a.elem_count() == 0 || b.elem_count() == 0 {
+        let expected = format!("what lies beside {:?} along dimension 1", a.dims());
+        return Err(Error::shape("second input", b.dims(), expected));
+    }
+    same_dtype(a, [Some(b)])?;
+    if !has_kernel(a) || keeps_graph()? {
+        return Ok(Tensor::cat(&[a, b], 1)?);
+    }
+    match a.dtype() {
+        DType::F64 => joined::<f64>(&a.contiguous()?, &b.contiguous()?),
+        _ => joined::<f32>(&a.contiguous()?, &b.contiguous()?),
+    }
+}
+
+fn joined<T: Scalar>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let mut dims = a.dims().to_vec();
+    dims[1] += b.dims()[1];
+    let shape = Shape::from(dims);
+    // Numbers of an example.
+    let [n, m] = [a, b].map(|t| t.elem_count() / t.dims()[0]);
+    let y = {
+        let (av, bv) = (View::new(a)?, View::new(b)?);
+        let (a, b) = (av.slice::<T>()?, bv.slice::<T>()?);
+        filled(a.len() + b.len(), |y| {
+            pieces(y, n + m, |first, y| {
+                for (i, y) in y.chunks_exact_mut(n + m).enumerate() {
+                    let i = first + i;
+                    y[..n].copy_from_slice(&a[i * n..(i + 1) * n]);
+                    y[n..].copy_from_slice(&b[i * m..(i + 1) * m]);
+                }
+            });
+        })
+    };
+    let backward = move |arguments: &[&Tensor], _: &Tensor, dy: &Tensor| {
+        let view = View::new(dy)?;
+        let dy = view.slice::<T>()?;
+        let part = |of: &Tensor, start: usize, size: usize| {
+            let dx = filled(of.elem_count(), |dx| {
+                pieces(dx, size, |first, dx| {
+                    for (i, dx) in dx.chunks_exact_mut(size).enumerate() {
+                        let at = (first + i) * (n + m) + start;
+                        dx.copy_from_slice(&dy[at..at + size]);
+                    }
+                });
+            });
+            tensor(dx, of.shape())
+        };
+        let (da, db) = (part(arguments[0], 0, n)?, part(arguments[1], n, m)?);
+        Ok(vec![Some(da), Some(db)])
+    };
+    let node = Computed::new("concatenation", y, &shape, backward);
+    Ok(a.apply_op2(b, node)?)
 }

@@ -203,6 +203,16 @@ pub(crate) fn same_dtype<const N: usize>(x: &Tensor, others: [Option<&Tensor>; N
     }
 }
 
+#[inline(always)]
+fn add_bias<T: Scalar>(rows: &mut [T], bias: Option<&[T]>, width: usize) {
+    let Some(bias) = bias else { return };
+    for row in rows.chunks_exact_mut(width) {
+        for (y, b) in row.iter_mut().zip(bias) {
+            *y = *y + *b;
+        }
+    }
+}
+
 /// Adds the bias and applies the activation to rows; keeps the sums where they are asked for.
 fn finish<T: Scalar>(
     y: &mut [T],
@@ -211,22 +221,13 @@ fn finish<T: Scalar>(
     width: usize,
     activation: Activation,
 ) {
-    let row = |y: &mut [T]| {
-        if let Some(bias) = bias {
-            for y in y.chunks_exact_mut(width) {
-                for (y, b) in y.iter_mut().zip(bias) {
-                    *y = *y + *b;
-                }
-            }
-        }
-    };
     match kept {
         None => {
             pieces(y, width, |_, y| {
                 vectorized(
                     #[inline(always)]
                     || {
-                        row(y);
+                        add_bias(y, bias, width);
                         activation.apply(y);
                     },
                 );
@@ -236,7 +237,7 @@ fn finish<T: Scalar>(
             pieces(y, width, |_, y| {
                 vectorized(
                     #[inline(always)]
-                    || row(y),
+                    || add_bias(y, bias, width),
                 );
             });
             let z = &*y;

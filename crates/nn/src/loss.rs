@@ -239,36 +239,47 @@ impl Indices {
         let losses = {
             let view = View::new(x)?;
             let x = view.slice::<T>()?;
-            by_row(&mut sums, x, classes, |i, x, log_sum| {
-                let Some(label) = self.labels[i] else {
-                    return T::ZERO;
-                };
-                let (top, log) = log_sum_exp(x);
-                *log_sum = top + log;
-                let mut loss = right * ((top - x[label as usize]) + log);
-                if even > T::ZERO {
-                    // The sum of differences, not the difference of sums: no cancellation.
-                    loss = loss + even * sum(x, |x| (top - x) + log);
-                }
-                loss
-            })
+            by_row(
+                &mut sums,
+                x,
+                classes,
+                #[inline(always)]
+                |i, x, log_sum| {
+                    let Some(label) = self.labels[i] else {
+                        return T::ZERO;
+                    };
+                    let (top, log) = log_sum_exp(x);
+                    *log_sum = top + log;
+                    let mut loss = right * ((top - x[label as usize]) + log);
+                    if even > T::ZERO {
+                        // The sum of differences, not the difference of sums: no cancellation.
+                        loss = loss + even * sum(x, |x| (top - x) + log);
+                    }
+                    loss
+                },
+            )
         };
         let backward = move |arguments: &[&Tensor], _: &Tensor, dy: &Tensor| {
             let x = arguments[0];
             let dx = {
                 let (xv, dyv) = (View::new(x)?, View::new(dy)?);
                 let (x, dy) = (xv.slice::<T>()?, dyv.slice::<T>()?);
-                gradient_rows(x, classes, |i, x, dx| {
-                    let Some(label) = self.labels[i] else {
-                        dx.fill(T::ZERO);
-                        return;
-                    };
-                    let (log_sum, g) = (sums[i], dy[i]);
-                    for (dx, x) in dx.iter_mut().zip(x) {
-                        *dx = g * ((*x - log_sum).exp() - even);
-                    }
-                    dx[label as usize] = dx[label as usize] - g * right;
-                })
+                gradient_rows(
+                    x,
+                    classes,
+                    #[inline(always)]
+                    |i, x, dx| {
+                        let Some(label) = self.labels[i] else {
+                            dx.fill(T::ZERO);
+                            return;
+                        };
+                        let (log_sum, g) = (sums[i], dy[i]);
+                        for (dx, x) in dx.iter_mut().zip(x) {
+                            *dx = g * ((*x - log_sum).exp() - even);
+                        }
+                        dx[label as usize] = dx[label as usize] - g * right;
+                    },
+                )
             };
             Ok(vec![Some(tensor(dx, x.shape())?)])
         };
@@ -284,15 +295,21 @@ fn soft<T: Scalar>(x: &Tensor, t: &Tensor) -> Result<Tensor> {
     let losses = {
         let (xv, tv) = (View::new(x)?, View::new(t)?);
         let (x, t) = (xv.slice::<T>()?, tv.slice::<T>()?);
-        by_row(&mut sums, x, classes, |i, x, log_sum| {
-            let t = &t[i * classes..(i + 1) * classes];
-            let (top, log) = log_sum_exp(x);
-            *log_sum = top + log;
-            // A class of target 0 has no say, whatever its logit.
-            sum2(x, t, |x, t| {
-                T::select(t == T::ZERO, T::ZERO, t * ((top - x) + log))
-            })
-        })
+        by_row(
+            &mut sums,
+            x,
+            classes,
+            #[inline(always)]
+            |i, x, log_sum| {
+                let t = &t[i * classes..(i + 1) * classes];
+                let (top, log) = log_sum_exp(x);
+                *log_sum = top + log;
+                // A class of target 0 has no say, whatever its logit.
+                sum2(x, t, |x, t| {
+                    T::select(t == T::ZERO, T::ZERO, t * ((top - x) + log))
+                })
+            },
+        )
     };
     let t = t.detach();
     let backward = move |arguments: &[&Tensor], _: &Tensor, dy: &Tensor| {
@@ -300,14 +317,19 @@ fn soft<T: Scalar>(x: &Tensor, t: &Tensor) -> Result<Tensor> {
         let dx = {
             let (xv, tv, dyv) = (View::new(x)?, View::new(&t)?, View::new(dy)?);
             let (x, t, dy) = (xv.slice::<T>()?, tv.slice::<T>()?, dyv.slice::<T>()?);
-            gradient_rows(x, classes, |i, x, dx| {
-                let t = &t[i * classes..(i + 1) * classes];
-                let (log_sum, g) = (sums[i], dy[i]);
-                let mass = sum(t, |t| t);
-                for ((dx, x), t) in dx.iter_mut().zip(x).zip(t) {
-                    *dx = g * (mass * (*x - log_sum).exp() - *t);
-                }
-            })
+            gradient_rows(
+                x,
+                classes,
+                #[inline(always)]
+                |i, x, dx| {
+                    let t = &t[i * classes..(i + 1) * classes];
+                    let (log_sum, g) = (sums[i], dy[i]);
+                    let mass = sum(t, |t| t);
+                    for ((dx, x), t) in dx.iter_mut().zip(x).zip(t) {
+                        *dx = g * (mass * (*x - log_sum).exp() - *t);
+                    }
+                },
+            )
         };
         Ok(vec![Some(tensor(dx, x.shape())?)])
     };

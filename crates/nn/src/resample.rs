@@ -143,6 +143,7 @@ impl Resample {
             let view = View::new(x)?;
             let x = view.slice::<T>()?;
             let size = self.rows.inputs * self.cols.inputs;
+            let map = self.compiled::<T>();
             filled(shape.elem_count(), |y| {
                 pieces(y, h * w, |first, y| {
                     let x = x[first * size..].chunks_exact(size);
@@ -151,7 +152,7 @@ impl Resample {
                         #[inline(always)]
                         || {
                             for (x, y) in x.zip(y.chunks_exact_mut(h * w)) {
-                                self.plane(x, y, &mut line);
+                                map.plane(x, y, &mut line);
                             }
                         },
                     );
@@ -166,21 +167,64 @@ impl Resample {
         Ok(x.apply_op1(node)?)
     }
 
+    fn compiled<T: Scalar>(&self) -> Compiled<'_, T> {
+        let mut compiled = Compiled {
+            rows: &self.rows,
+            inputs: self.cols.inputs,
+            ends: vec![],
+            index: vec![],
+            weight: vec![],
+        };
+        for taps in &self.cols.rows {
+            for (j, weight) in taps {
+                compiled.index.push(*j as u32);
+                compiled.weight.push(T::from_f64(*weight));
+            }
+            compiled.ends.push(compiled.index.len());
+        }
+        compiled
+    }
+}
+
+/// The map of the columns in flat arrays.
+struct Compiled<'a, T> {
+    rows: &'a Taps,
+    /// Columns of the input.
+    inputs: usize,
+    /// Where the taps of each output end.
+    ends: Vec<usize>,
+    index: Vec<u32>,
+    weight: Vec<T>,
+}
+
+impl<T: Scalar> Compiled<'_, T> {
     #[inline(always)]
-    fn plane<T: Scalar>(&self, x: &[T], y: &mut [T], line: &mut [T]) {
-        let (n, width) = (self.cols.inputs, self.cols.rows.len());
-        for (row, y) in self.rows.rows.iter().zip(y.chunks_exact_mut(width)) {
+    fn plane(&self, x: &[T], y: &mut [T], line: &mut [T]) {
+        let (n, width) = (self.inputs, self.ends.len());
+        for (i, taps) in self.rows.rows.iter().enumerate() {
+            // Rows that take the same inputs are the same.
+            if i > 0 && self.rows.rows[i - 1] == *taps {
+                y.copy_within((i - 1) * width..i * width, i * width);
+                continue;
+            }
             line.fill(T::ZERO);
-            for (i, weight) in row {
+            for (i, weight) in taps {
                 let weight = T::from_f64(*weight);
                 for (l, x) in line.iter_mut().zip(&x[i * n..(i + 1) * n]) {
                     *l = *l + weight * *x;
                 }
             }
-            for (y, taps) in y.iter_mut().zip(&self.cols.rows) {
-                *y = taps.iter().fold(T::ZERO, |sum, (j, weight)| {
-                    sum + T::from_f64(*weight) * line[*j]
-                });
+            let mut start = 0;
+            for (y, end) in y[i * width..(i + 1) * width].iter_mut().zip(&self.ends) {
+                let taps = self.index[start..*end]
+                    .iter()
+                    .zip(&self.weight[start..*end]);
+                let mut sum = T::ZERO;
+                for (j, weight) in taps {
+                    sum = sum + *weight * line[*j as usize];
+                }
+                *y = sum;
+                start = *end;
             }
         }
     }

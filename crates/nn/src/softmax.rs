@@ -73,27 +73,52 @@ fn shifted(x: &Tensor, dim: usize) -> Result<Tensor> {
     Ok(x.broadcast_sub(&max)?)
 }
 
+/// Numbers of a row whose exponentials are added in the row's own precision; the blocks are added
+/// in f64.
+const BLOCK: usize = 512;
+
 /// The maximum of a row and the logarithm of the sum of exponentials.
 #[inline(always)]
 pub(crate) fn log_sum_exp<T: Scalar>(x: &[T]) -> (T, T) {
     let top = max(x);
-    // Blocks keep the sum of a long row in f32 exact to its last digits.
-    let total: f64 = x
-        .chunks(1024)
-        .map(|block| sum(block, |x| (x - top).exp()).to_f64())
-        .sum();
+    let mut total = 0.0;
+    let mut buffer = [T::ZERO; BLOCK];
+    for x in x.chunks(BLOCK) {
+        let block = &mut buffer[..x.len()];
+        for (y, x) in block.iter_mut().zip(x) {
+            *y = (*x - top).exp();
+        }
+        total += sum(block, |y| y).to_f64();
+    }
     (top, T::from_f64(total.ln()))
 }
 
-/// Softmax of one row.
+/// `x <- e^(x - top)` in place; gives the sum.
 #[inline(always)]
-pub(crate) fn softmax_row<T: Scalar>(x: &[T], y: &mut [T]) {
-    let top = max(x);
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = (*x - top).exp();
+pub(crate) fn exponentials<T: Scalar>(x: &mut [T], top: T) -> f64 {
+    let mut total = 0.0;
+    for block in x.chunks_mut(BLOCK) {
+        for x in block.iter_mut() {
+            *x = (*x - top).exp();
+        }
+        total += sum(block, |x| x).to_f64();
     }
-    let total: f64 = y.chunks(1024).map(|block| sum(block, |y| y).to_f64()).sum();
-    let scale = T::from_f64(1.0 / total);
+    total
+}
+
+/// Softmax, or its logarithm, of one row.
+#[inline(always)]
+fn forward_row<T: Scalar, const LOG: bool>(x: &[T], y: &mut [T]) {
+    if LOG {
+        let (top, log) = log_sum_exp(x);
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = (*x - top) - log;
+        }
+        return;
+    }
+    let top = max(x);
+    y.copy_from_slice(x);
+    let scale = T::from_f64(1.0 / exponentials(y, top));
     for y in y {
         *y = *y * scale;
     }
@@ -101,16 +126,6 @@ pub(crate) fn softmax_row<T: Scalar>(x: &[T], y: &mut [T]) {
 
 fn fused<T: Scalar, const LOG: bool>(x: &Tensor) -> Result<Tensor> {
     let width = x.dims()[x.rank() - 1];
-    let row = |x: &[T], y: &mut [T]| {
-        if LOG {
-            let (top, log) = log_sum_exp(x);
-            for (y, x) in y.iter_mut().zip(x) {
-                *y = (*x - top) - log;
-            }
-        } else {
-            softmax_row(x, y);
-        }
-    };
     let y = {
         let view = View::new(x)?;
         let x = view.slice::<T>()?;
@@ -121,7 +136,7 @@ fn fused<T: Scalar, const LOG: bool>(x: &Tensor) -> Result<Tensor> {
                     #[inline(always)]
                     || {
                         for (x, y) in x.zip(y.chunks_exact_mut(width)) {
-                            row(x, y);
+                            forward_row::<T, LOG>(x, y);
                         }
                     },
                 );

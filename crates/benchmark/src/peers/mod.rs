@@ -5,6 +5,7 @@ mod nn;
 mod optim;
 mod worker;
 
+pub use networks::memory;
 pub use worker::Worker;
 
 use crate::perf::{median, seconds, with_threads};
@@ -34,6 +35,9 @@ pub struct Row {
     pub peer_milliseconds: f64,
     /// Peer's time over ours, the median over rounds: above 1, ours is faster.
     pub ratio: f64,
+    /// Peak megabytes of ours and of the peer, each in a process of its own, where measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<[f64; 2]>,
 }
 
 type Call<'a> = Box<dyn FnMut() -> Result<()> + Send + 'a>;
@@ -76,6 +80,7 @@ pub fn run(
 ) -> Result<Vec<Row>> {
     let threads = std::thread::available_parallelism()?.get();
     let mut session = Session {
+        python,
         worker: python.map(Worker::start).transpose()?,
         only,
         known: vec![],
@@ -98,6 +103,7 @@ pub fn run(
 
 /// What the groups of comparisons share.
 struct Session<'a> {
+    python: Option<&'a Path>,
     worker: Option<Worker>,
     only: &'a [String],
     known: Vec<String>,
@@ -166,6 +172,7 @@ impl Session<'_> {
             our_milliseconds: 1e3 * median(mine),
             peer_milliseconds: 1e3 * median(theirs),
             ratio: median(ratios),
+            memory: None,
         });
         Ok(())
     }
@@ -184,6 +191,7 @@ fn print(rows: &[Row], rounds: usize, out: &mut dyn Write) -> Result<()> {
         "peer",
         "ms",
         "times faster",
+        "MB",
     ]);
     for row in rows {
         table.add_row([
@@ -195,6 +203,8 @@ fn print(rows: &[Row], rounds: usize, out: &mut dyn Write) -> Result<()> {
             row.peer.clone(),
             format!("{:.2}", row.peer_milliseconds),
             format!("{:.2}", row.ratio),
+            row.memory
+                .map_or(String::new(), |[a, b]| format!("{a:.0} : {b:.0}")),
         ]);
     }
     writeln!(

@@ -22,6 +22,7 @@ def network(name, make, loss):
     def prepare(spec):
         import numpy
 
+        before = resident("VmRSS:")
         data = read(spec["file"], spec["tensors"])
         model = make(spec)
         own = dict(model.named_parameters())
@@ -42,35 +43,28 @@ def network(name, make, loss):
             parts = [b - a for a, b in zip(times, times[1:])]
             return parts + [times[-1] - times[0]]
 
+        if spec.get("memory"):
+
+            def first():
+                run()
+                return [resident("VmHWM:") - before]
+
+            return first
         value = loss(model, data)
         value.backward()
         names = [key for key, _ in spec["tensors"] if key in own]
         grads = [own[key].grad.reshape(-1).numpy() for key in names]
         numpy.concatenate(grads).tofile(spec["gradients"])
-        if spec.get("memory"):
-            return memory(run)
         return run
 
     operation(name)(prepare)
 
 
-def memory(run):
-    """The highest resident memory of a step above that before the first, in bytes."""
-
-    def status(key):
-        with open("/proc/self/status") as file:
-            line = next(line for line in file if line.startswith(key))
-        return 1024 * int(line.split()[1])
-
-    def measured():
-        gc.collect()
-        before = status("VmRSS")
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-        run()
-        return [status("VmHWM") - before]
-
-    return measured
+def resident(key):
+    """Bytes of this process's memory, now or at most."""
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith(key))
+    return 1024 * int(line.split()[1])
 
 
 def classify(model, data):
@@ -214,3 +208,69 @@ network("torch mlp", Mlp, classify)
 network("torch cnn", ConvNet, classify)
 network("torch resnet", ResNet, classify)
 network("torch transformer", TransformerLm, next_token)
+
+
+class UNetBlock(torch.nn.Module):
+    def __init__(self, inputs, outputs, groups, width):
+        super().__init__()
+        conv = lambda a, b, k: torch.nn.Conv2d(a, b, k, padding=k // 2)
+        self.first_norm = torch.nn.GroupNorm(groups, inputs)
+        self.first = conv(inputs, outputs, 3)
+        self.embedding = torch.nn.Linear(width, outputs)
+        self.second_norm = torch.nn.GroupNorm(groups, outputs)
+        self.second = conv(outputs, outputs, 3)
+        self.shortcut = conv(inputs, outputs, 1) if inputs != outputs else None
+
+    def forward(self, x, embedding):
+        silu = torch.nn.functional.silu
+        h = self.first(silu(self.first_norm(x)))
+        h = h + self.embedding(embedding)[:, :, None, None]
+        h = self.second(silu(self.second_norm(h)))
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class UNet(torch.nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        c, groups, width = spec["channels"], spec["groups"], spec["embedding"]
+        conv = lambda a, b, s=1: torch.nn.Conv2d(a, b, 3, s, 1)
+        block = lambda a, b: UNetBlock(a, b, groups, width)
+        pairs = list(zip(c, c[1:]))
+        make = torch.nn.ModuleList
+        self.level = make(torch.nn.Linear(width, width) for _ in range(2))
+        self.stem = conv(1, c[0])
+        self.down = make(block(a, b) for a, b in zip([c[0]] + c, c))
+        self.shrink = make(conv(a, a, 2) for a, _ in pairs)
+        self.middle = block(c[-1], c[-1])
+        self.grow = make(conv(b, a) for a, b in pairs)
+        self.up = make(block(2 * a, a) for a, _ in pairs)
+        self.norm = torch.nn.GroupNorm(groups, c[0])
+        self.head = conv(c[0], 1)
+        half = width // 2
+        self.frequencies = 10_000.0 ** (-torch.arange(half) / half)
+
+    def forward(self, x, level):
+        silu = torch.nn.functional.silu
+        angles = 1000 * level[:, None] * self.frequencies
+        features = torch.cat([angles.sin(), angles.cos()], 1)
+        embedding = silu(self.level[1](silu(self.level[0](features))))
+        h, beside = self.stem(x), []
+        for i, block in enumerate(self.down):
+            h = block(h, embedding)
+            if i < len(self.shrink):
+                beside.append(h)
+                h = self.shrink[i](h)
+        h = self.middle(h, embedding)
+        for i in reversed(range(len(self.up))):
+            skip = beside[i]
+            large = torch.nn.functional.interpolate(h, skip.shape[2:], mode="nearest")
+            h = self.up[i](torch.cat([self.grow[i](large), skip], 1), embedding)
+        return self.head(silu(self.norm(h)))
+
+
+def denoise(model, data):
+    difference = model(data["input"], data["level"]) - data["target"]
+    return difference.square().mean()
+
+
+network("torch unet", UNet, denoise)

@@ -3,7 +3,7 @@
 use super::geometry::{Geometry, Settings};
 use super::maps;
 use crate::activation::Activation;
-use crate::kernel::{has_kernel, pieces, tensor, total, vectorized, Computed, Scalar, View};
+use crate::kernel::{has_kernel, pieces, sum, tensor, total, vectorized, Computed, Scalar, View};
 use crate::linear::{check_bias, same_dtype};
 use crate::{Error, Result};
 use candle_core::{DType, Module, Shape, Tensor};
@@ -380,10 +380,6 @@ fn output_gradient<T: Scalar>(
     let (yv, dyv) = (View::new(y)?, View::new(dy)?);
     let (y, g) = (yv.slice::<T>()?, dyv.slice::<T>()?);
     let width = channels * plane;
-    let image = |g: &[T]| -> Vec<T> {
-        let one = |g: &[T]| crate::kernel::sum(g, |g| g);
-        g.chunks_exact(plane).map(one).collect()
-    };
     let mut db = vec![];
     let mut dz = dy.clone();
     if identity {
@@ -393,7 +389,7 @@ fn output_gradient<T: Scalar>(
             .map(|g| {
                 vectorized(
                     #[inline(always)]
-                    || image(g),
+                    || plane_sums(g, plane),
                 )
             })
             .collect();
@@ -407,7 +403,7 @@ fn output_gradient<T: Scalar>(
                     || {
                         activation.gradient(&y[range.clone()], &g[range], dz);
                         match sums {
-                            true => total(channels, dz.chunks_exact(width).map(image)),
+                            true => image_sums(dz, channels, plane),
                             false => vec![],
                         }
                     },
@@ -418,6 +414,28 @@ fn output_gradient<T: Scalar>(
         dz = tensor(out, dy.shape())?;
     }
     Ok((dz, sums.then_some(db)))
+}
+
+/// The sum of each plane.
+#[inline(always)]
+fn plane_sums<T: Scalar>(image: &[T], plane: usize) -> Vec<T> {
+    let mut sums = Vec::with_capacity(image.len() / plane);
+    for plane in image.chunks_exact(plane) {
+        sums.push(sum(plane, |g| g));
+    }
+    sums
+}
+
+/// The sums of the planes of each channel over images.
+#[inline(always)]
+fn image_sums<T: Scalar>(images: &[T], channels: usize, plane: usize) -> Vec<T> {
+    let mut sums = vec![T::ZERO; channels];
+    for image in images.chunks_exact(channels * plane) {
+        for (total, plane) in sums.iter_mut().zip(image.chunks_exact(plane)) {
+            *total = *total + sum(plane, |g| g);
+        }
+    }
+    sums
 }
 
 fn uniform(bound: f64) -> Init {

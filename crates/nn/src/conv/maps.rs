@@ -13,6 +13,8 @@ use rayon::prelude::*;
 const WORTH: usize = 200_000;
 /// Pieces that a map is cut into where the batch alone gives fewer.
 const PIECES: usize = 16;
+/// Outputs that a part of a weight gradient has at least, if the batch has as many.
+const OUTPUTS: usize = 512;
 /// Channels of a group up to which a vector of channels would be mostly empty.
 const FEW: usize = 2;
 
@@ -320,17 +322,18 @@ pub(super) fn weight_sums<T: Scalar>(x: &[T], dy: &[T], g: &Geometry) -> Vec<T> 
         offsets: &offsets,
         k,
     };
-    // Each part has sums of its own: as many parts as stay small beside the data.
+    // Each part has sums of its own: as many parts as stay small beside the data, and each with
+    // enough outputs to pay for making its sums and adding them up.
     let weights = g.outputs * k * g.groups;
-    let parts = ((4 << 20) / weights).clamp(1, PIECES).min(g.batch);
+    let paid = (g.batch * g.out[0] * g.out[1] / OUTPUTS).max(1);
+    let parts = ((4 << 20) / weights)
+        .clamp(1, PIECES.min(paid))
+        .min(g.batch);
     let each = g.batch.div_ceil(parts);
     let parts = g.batch.div_ceil(each);
-    let cuts = (PIECES / (parts * g.groups)).clamp(1, g.outputs.div_ceil(OVERHANG));
-    let block = g
-        .outputs
-        .div_ceil(cuts)
-        .next_multiple_of(OVERHANG)
-        .min(g.outputs);
+    let cuts = (PIECES / (parts * g.groups)).clamp(1, g.outputs.div_ceil(4 * OVERHANG));
+    let block = g.outputs.div_ceil(cuts);
+    let block = block.next_multiple_of(OVERHANG).min(g.outputs);
     let blocks = g.outputs.div_ceil(block);
     let one = |i: usize| {
         let (part, rest) = (i / (g.groups * blocks), i % (g.groups * blocks));

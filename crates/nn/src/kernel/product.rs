@@ -1,6 +1,7 @@
 //! Matrix products over strided views: no operand is ever transposed in memory.
 
-use super::Scalar;
+use super::{filled, Scalar, PARALLEL_FROM};
+use rayon::prelude::*;
 
 /// A view of a matrix inside a slice.
 #[derive(Clone, Copy)]
@@ -35,6 +36,14 @@ impl<'a, T> Matrix<'a, T> {
         }
     }
 
+    /// Whether rows lie a large power of two apart, so that packing a panel of them finds all in the
+    /// same few lines of the first-level cache.
+    fn collides(&self) -> bool {
+        let distance = self.row_stride * size_of::<T>();
+        let worth = self.rows >= 64 && self.cols >= 256;
+        self.col_stride == 1 && distance.is_multiple_of(2048) && distance > 0 && worth
+    }
+
     pub(crate) fn t(self) -> Self {
         Self {
             rows: self.cols,
@@ -44,6 +53,26 @@ impl<'a, T> Matrix<'a, T> {
             ..self
         }
     }
+}
+
+/// A copy whose rows are not a power of two apart.
+fn spaced<T: Scalar>(m: &Matrix<'_, T>, parallel: bool) -> (Vec<T>, usize) {
+    let stride = m.cols + 64 / size_of::<T>();
+    let copy = filled(m.rows * stride, |out| {
+        let row = |(i, out): (usize, &mut [T])| {
+            let (values, rest) = out.split_at_mut(m.cols);
+            values.copy_from_slice(&m.data[i * m.row_stride..][..m.cols]);
+            rest.fill(T::ZERO);
+        };
+        match parallel {
+            true => {
+                let rows = out.par_chunks_mut(stride).enumerate();
+                rows.with_min_len(PARALLEL_FROM / stride + 1).for_each(row);
+            }
+            false => out.chunks_mut(stride).enumerate().for_each(row),
+        }
+    });
+    (copy, stride)
 }
 
 /// What happens to the old content of the output.
@@ -65,6 +94,22 @@ pub(crate) fn product<T: Scalar>(
     (onto, scale): (Onto, T),
     parallel: bool,
 ) {
+    // Both factors are packed along their inner dimension.
+    let (a_copy, b_copy);
+    let a = match a.collides() {
+        true => {
+            a_copy = spaced(&a, parallel);
+            Matrix::strided(&a_copy.0, (a.rows, a.cols), (a_copy.1, 1))
+        }
+        false => a,
+    };
+    let b = match b.t().collides() {
+        true => {
+            b_copy = spaced(&b.t(), parallel);
+            Matrix::strided(&b_copy.0, (b.cols, b.rows), (b_copy.1, 1)).t()
+        }
+        false => b,
+    };
     let (m, n, k) = (a.rows, b.cols, a.cols);
     assert!(k == b.rows && n <= out_stride.max(1));
     if m == 0 || n == 0 {

@@ -41,13 +41,14 @@ pub(crate) fn sum2<T: Scalar>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
     fold(lanes)
 }
 
-/// The largest element; NaN if there is one.
+/// The largest element; NaN is passed over (unless it is the first), as it shows in what is computed
+/// next.
 #[inline(always)]
 pub(crate) fn max<T: Scalar>(a: &[T]) -> T {
     let Some(first) = a.first() else {
         return T::ZERO;
     };
-    let larger = |m: T, x: T| T::select((x > m) | (x.partial_cmp(&x).is_none()), x, m);
+    let larger = |m: T, x: T| T::select(x > m, x, m);
     let mut lanes = [*first; LANES];
     let full = a.chunks_exact(LANES);
     for (lane, x) in lanes.iter_mut().zip(full.remainder()) {
@@ -58,11 +59,7 @@ pub(crate) fn max<T: Scalar>(a: &[T]) -> T {
             lanes[l] = larger(lanes[l], x[l]);
         }
     }
-    let keep = |m: T, x: T| match m.partial_cmp(&m) {
-        None => m,
-        Some(_) => larger(m, x),
-    };
-    lanes.into_iter().fold(*first, keep)
+    lanes.into_iter().fold(*first, larger)
 }
 
 #[inline(always)]

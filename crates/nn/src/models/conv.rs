@@ -255,7 +255,7 @@ impl ModuleT for Block {
             Some(shortcut) => shortcut.forward_t(x, train)?,
             None => x.clone(),
         };
-        (y + skip)?.relu()
+        Ok(Activation::Relu.of_sum(&y, &skip)?)
     }
 }
 

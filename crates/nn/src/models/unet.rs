@@ -2,7 +2,7 @@
 
 use super::layers::{conv, linear};
 use crate::activation::Activation;
-use crate::condition::{shift_channels, sinusoidal};
+use crate::condition::{concat_channels, shift_channels, sinusoidal};
 use crate::conv::Conv2d;
 use crate::embedding::rows_of;
 use crate::init::{Gain, Initializer};
@@ -251,7 +251,7 @@ impl UNet {
         for ((grow, block), skip) in self.grow.iter().zip(&self.up).zip(&beside).rev() {
             let (_, _, height, width) = skip.dims4()?;
             let large = grow.forward(&upsample_nearest2d(&h, (height, width))?)?;
-            h = block.forward(&Tensor::cat(&[&large, skip], 1)?, &embedding)?;
+            h = block.forward(&concat_channels(&large, skip)?, &embedding)?;
         }
         Ok(self.head.forward(&self.norm.forward(&h)?)?)
     }

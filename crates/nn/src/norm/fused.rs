@@ -60,9 +60,11 @@ fn typed<T: Scalar>(
                 vectorized(
                     #[inline(always)]
                     || {
-                        let lines = x.zip(y.chunks_exact_mut(width));
-                        let one = |(x, y): (&[T], &mut [T])| forward_row(x, y, w, b, rows);
-                        lines.map(one).collect::<Vec<_>>()
+                        let mut all = vec![];
+                        for (x, y) in x.zip(y.chunks_exact_mut(width)) {
+                            all.push(forward_row(x, y, w, b, rows));
+                        }
+                        all
                     },
                 )
             });
@@ -82,12 +84,17 @@ fn typed<T: Scalar>(
 #[inline(always)]
 fn forward_row<T: Scalar>(x: &[T], y: &mut [T], w: &[T], b: Option<&[T]>, rows: Rows) -> (T, T) {
     let (mean, inverse) = rows.statistics(x);
-    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-        *y = ((*x - mean) * inverse) * *w;
-    }
-    if let Some(b) = b {
-        for (y, b) in y.iter_mut().zip(b) {
-            *y = *y + *b;
+    let rows = y.iter_mut().zip(x).zip(w);
+    match b {
+        Some(b) => {
+            for (((y, x), w), b) in rows.zip(b) {
+                *y = ((*x - mean) * inverse) * *w + *b;
+            }
+        }
+        None => {
+            for ((y, x), w) in rows {
+                *y = ((*x - mean) * inverse) * *w;
+            }
         }
     }
     (mean, inverse)

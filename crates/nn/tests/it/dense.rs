@@ -115,6 +115,19 @@ fn single_precision_gradients_of_activations_follow_double_ones() {
 }
 
 #[test]
+fn activations_of_sums_are_two_steps_in_one() {
+    let (a, b) = (var(3, &[5, 7], DType::F64), var(4, &[5, 7], DType::F64));
+    for activation in ALL {
+        let f = || activation.of_sum(&a, &b).unwrap();
+        let two = activation.forward(&(&*a + &*b).unwrap()).unwrap();
+        assert!(distance(&f(), &two) < 1e-15);
+        let error = check_gradients(&[&a, &b], || probe(&f()));
+        assert!(error < 1e-8, "{activation:?}: {error}");
+    }
+    assert!(ALL[1].of_sum(&a, &normal(1, &[7], DType::F64)).is_err());
+}
+
+#[test]
 fn linear_equals_candle_with_every_activation() {
     for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F64, 1e-12)] {
         for shape in [&[5][..], &[3, 5], &[2, 3, 5]] {

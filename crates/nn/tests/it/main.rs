@@ -10,6 +10,7 @@ mod images;
 mod init;
 mod layers;
 mod losses;
+mod memory;
 mod models;
 mod power;
 mod reference;

@@ -289,3 +289,41 @@ fn group_norm_equals_candle_and_has_its_gradient() {
     assert!(layer.forward(&normal(1, &[2, 6, 3], DType::F64)).is_err());
     assert!(group_norm(4, 6, 1e-5, VarBuilder::zeros(DType::F32, &Device::Cpu)).is_err());
 }
+
+#[test]
+fn conditions_are_their_definitions_with_gradients() {
+    use nn::condition::{concat_channels, shift_channels, sinusoidal};
+    let (a, b) = (
+        var(1, &[3, 2, 4, 5], DType::F64),
+        var(2, &[3, 3, 4, 5], DType::F64),
+    );
+    let y = concat_channels(&a, &b).unwrap();
+    assert_eq!(values(&y), values(&Tensor::cat(&[&*a, &*b], 1).unwrap()));
+    let error = check_directions(&[&a, &b], || probe(&concat_channels(&a, &b).unwrap()));
+    assert!(error < 1e-8, "{error}");
+    assert!(concat_channels(&a, &normal(1, &[3, 3, 5, 4], DType::F64)).is_err());
+
+    let s = var(3, &[3, 2], DType::F64);
+    let y = shift_channels(&a, &s).unwrap();
+    let exact = a.broadcast_add(&s.reshape((3, 2, 1, 1)).unwrap()).unwrap();
+    assert_eq!(values(&y), values(&exact));
+    let error = check_directions(&[&a, &s], || probe(&shift_channels(&a, &s).unwrap()));
+    assert!(error < 1e-8, "{error}");
+    assert!(shift_channels(&a, &normal(1, &[3, 3], DType::F64)).is_err());
+
+    let t = Tensor::new(&[0f64, 2.5], &CPU).unwrap();
+    let y = values(&sinusoidal(&t, 4, 100.0).unwrap());
+    let angle = 2.5f64 * 0.1;
+    let exact = [
+        0.0,
+        0.0,
+        1.0,
+        1.0,
+        2.5f64.sin(),
+        angle.sin(),
+        2.5f64.cos(),
+        angle.cos(),
+    ];
+    assert!(y.iter().zip(exact).all(|(a, b)| (a - b).abs() < 1e-15));
+    assert!(sinusoidal(&t, 3, 100.0).is_err() && sinusoidal(&t, 4, 0.0).is_err());
+}
