@@ -144,6 +144,28 @@ impl SparseFeatures {
         })
     }
 
+    /// Stored entries multiplied by one factor each, in the order in which they were given: dropout of
+    /// sparse features draws its mask for these.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] unless there is one factor per entry.
+    pub fn scale_entries(&self, factors: &[f64]) -> Result<Self> {
+        if factors.len() != self.len() {
+            return Err(Error::argument("factors", factors.len(), self.len()));
+        }
+        let values: Vec<f64> = self
+            .values
+            .iter()
+            .zip(factors)
+            .map(|(v, f)| v * f)
+            .collect();
+        Ok(Self {
+            tensor: weights(&values, self.dtype)?,
+            values,
+            ..self.clone()
+        })
+    }
+
     /// Columns multiplied by one factor each.
     ///
     /// # Errors
