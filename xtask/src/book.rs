@@ -15,6 +15,12 @@ mod nn {}
 #[doc = include_str!("../../docs/crates/optim.md")]
 mod optim {}
 
+#[doc = include_str!("../../docs/crates/convex.md")]
+mod convex {}
+
+#[doc = include_str!("../../docs/crates/graph-learning.md")]
+mod graph_learning {}
+
 #[doc = include_str!("../../docs/crates/flows.md")]
 mod flows {}
 

@@ -96,6 +96,11 @@ pub enum Error {
     #[error(transparent)]
     Nn(#[from] nn::Error),
 
+    /// A graph, a kernel or a method of graph-learning failed.
+    #[cfg(feature = "graph-learning")]
+    #[error(transparent)]
+    Graph(#[from] graph_learning::Error),
+
     /// A flow or its sampler failed.
     #[cfg(feature = "flows")]
     #[error(transparent)]
@@ -109,6 +114,11 @@ pub enum Error {
     /// An optimizer failed.
     #[error(transparent)]
     Optim(#[from] optim::Error),
+
+    /// A convex solver failed.
+    #[cfg(feature = "convex")]
+    #[error(transparent)]
+    Convex(#[from] convex::Error),
 }
 
 impl Error {

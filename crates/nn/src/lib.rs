@@ -24,13 +24,22 @@
 //! number of threads; other devices run candle operations. Each item's documentation says whether
 //! it can be differentiated twice.
 
+pub mod activation;
+pub mod attention;
+pub mod condition;
+pub mod conv;
+pub mod dropout;
+pub mod embedding;
 mod error;
 pub mod init;
 mod kernel;
+pub mod linear;
 pub mod loss;
 #[cfg(feature = "models")]
 pub mod models;
 pub mod norm;
+pub mod pool;
+pub mod resample;
 pub mod softmax;
 pub mod stablemax;
 #[cfg(feature = "verify")]

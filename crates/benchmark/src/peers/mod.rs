@@ -1,5 +1,6 @@
 //! The same operation in the package that a user would otherwise pick and in ours, in turn.
 
+mod networks;
 mod nn;
 mod optim;
 mod worker;
@@ -84,6 +85,7 @@ pub fn run(
     };
     optim::cases(&mut session)?;
     nn::cases(&mut session)?;
+    networks::cases(&mut session)?;
     if let Some(unknown) = only.iter().find(|name| !session.known.contains(name)) {
         bail!(
             "no comparison of `{unknown}`; known: {}",
@@ -176,6 +178,7 @@ fn print(rows: &[Row], rounds: usize, out: &mut dyn Write) -> Result<()> {
     table.set_header([
         "method",
         "operation",
+        "threads",
         "ours",
         "ms",
         "peer",
@@ -186,6 +189,7 @@ fn print(rows: &[Row], rounds: usize, out: &mut dyn Write) -> Result<()> {
         table.add_row([
             row.slug.clone(),
             row.operation.clone(),
+            row.threads.to_string(),
             row.ours.clone(),
             format!("{:.2}", row.our_milliseconds),
             row.peer.clone(),
@@ -193,10 +197,9 @@ fn print(rows: &[Row], rounds: usize, out: &mut dyn Write) -> Result<()> {
             format!("{:.2}", row.ratio),
         ]);
     }
-    let threads = rows.first().map_or(0, |row| row.threads);
     writeln!(
         out,
-        "medians of {rounds} rounds in turn, {threads} threads on both sides"
+        "medians of {rounds} rounds in turn, the same threads on both sides"
     )?;
     writeln!(out, "{table}")?;
     Ok(())

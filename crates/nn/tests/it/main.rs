@@ -3,7 +3,10 @@
 
 extern crate thalweg_nn as nn;
 
+mod conv;
+mod dense;
 mod ghost;
+mod images;
 mod init;
 mod layers;
 mod losses;
@@ -13,3 +16,4 @@ mod reference;
 mod second_order;
 mod stable;
 mod support;
+mod tokens;
