@@ -73,6 +73,11 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
         ("adjoint-dpm", vec![|r| Ok(flows::verify::adjoint_dpm(r)?)]),
         #[cfg(feature = "guidance")]
         ("apg", vec![|r| Ok(guidance::verify::apg(r)?)]),
+        #[cfg(feature = "guidance")]
+        (
+            "adaptive-guidance",
+            vec![|r| Ok(guidance::verify::adaptive_guidance(r)?)],
+        ),
     ]
 }
 

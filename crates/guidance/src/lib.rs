@@ -4,12 +4,14 @@
 //! | module | what it gives |
 //! | --- | --- |
 //! | [`basic`] | classifier-free guidance, autoguidance, classifier guidance; intervals, schedules, sums of rules |
+//! | [`adaptive`] | adaptive guidance: the same guidance at a part of its evaluations |
 //! | [`apg`] | adaptive projected guidance: high scales without oversaturation |
 //! | [`space`] | in which form of the prediction a rule works |
 //!
 //! `w = 1` means "conditional only" everywhere. Rules compose: what two of them both ask is
 //! evaluated once.
 
+pub mod adaptive;
 pub mod apg;
 pub mod basic;
 mod error;
@@ -17,6 +19,7 @@ pub mod space;
 #[cfg(feature = "verify")]
 pub mod verify;
 
+pub use adaptive::{AdaptiveGuidance, LinearAg, LinearAgFitter};
 pub use apg::Apg;
 pub use basic::{Autoguidance, Cfg, ClassifierGuidance, Interval, Rescaled, Scheduled, Sum, Then};
 pub use error::{Error, Result};

@@ -47,5 +47,7 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         Box::new(flows::rectified_flow::RectifiedFlow),
         #[cfg(feature = "guidance")]
         Box::new(guidance::apg::Apg),
+        #[cfg(feature = "guidance")]
+        Box::new(guidance::adaptive::AdaptiveGuidanceScenario),
     ]
 }

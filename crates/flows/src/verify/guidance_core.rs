@@ -186,9 +186,10 @@ fn eta(rule: &str) -> Option<f64> {
 /// Levels between those of a variance-preserving grid do not depend on the rates.
 fn preserving(grid: &Grid) -> Option<VpSde> {
     let holds = |l: &Level| (l.alpha.hypot(l.sigma) - 1.0).abs() < 1e-9;
+    // Steep enough to reach any of them.
     let steepest = VpSde {
         beta_min: 0.1,
-        beta_max: 20.0,
+        beta_max: 400.0,
     };
     grid.levels().iter().all(holds).then_some(steepest)
 }

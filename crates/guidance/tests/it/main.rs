@@ -3,6 +3,7 @@
 
 extern crate thalweg_guidance as guidance;
 
+mod adaptive;
 mod apg;
 mod basic;
 mod reference;

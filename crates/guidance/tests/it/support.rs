@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use flows::{AnalyticMixture, RandomStream};
 use proptest::test_runner::{Config as ProptestConfig, RngSeed};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use tensor_core::verify::{Reference, Report};
 
@@ -28,6 +29,54 @@ pub fn verify(name: &str, adaptor: impl Fn(&mut Reference) -> guidance::Result<(
     let mut file = Reference::open(path(name)).unwrap();
     adaptor(&mut file).unwrap();
     file.finish()
+}
+
+/// A tensor of a reference file: dtype, shape, bytes.
+pub type Raw = (safetensors::Dtype, Vec<usize>, Vec<u8>);
+
+/// Runs an adaptor on a changed copy of a file: tensors by name, and metadata.
+pub fn verify_variant(
+    name: &str,
+    change: impl Fn(&mut BTreeMap<String, Raw>, &mut HashMap<String, String>),
+    adaptor: impl Fn(&mut Reference) -> guidance::Result<()>,
+) -> Report {
+    let bytes = std::fs::read(path(name)).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let mut metadata = header.metadata().clone().unwrap_or_default();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let raw = |view: safetensors::tensor::TensorView| {
+        (view.dtype(), view.shape().to_vec(), view.data().to_vec())
+    };
+    let mut tensors = file
+        .tensors()
+        .into_iter()
+        .map(|(n, v)| (n, raw(v)))
+        .collect();
+    change(&mut tensors, &mut metadata);
+    let views = tensors.iter().map(|(n, (dtype, shape, data))| {
+        let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), data);
+        (n.clone(), view.unwrap())
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("variant.safetensors");
+    let bytes = safetensors::serialize(views, Some(metadata)).unwrap();
+    std::fs::write(&copy, bytes).unwrap();
+    let mut file = Reference::open(&copy).unwrap();
+    adaptor(&mut file).unwrap();
+    file.finish()
+}
+
+/// The first `keep` entries along an axis.
+pub fn shorten(raw: &mut Raw, axis: usize, keep: usize) {
+    let (_, shape, data) = raw;
+    let item = data.len() / shape.iter().product::<usize>();
+    let inner: usize = shape[axis + 1..].iter().product::<usize>() * item;
+    let block = shape[axis] * inner;
+    *data = data
+        .chunks(block)
+        .flat_map(|b| b[..keep * inner].to_vec())
+        .collect();
+    shape[axis] = keep;
 }
 
 /// A report that passes but for unknown tensors, all of which `belongs_elsewhere` recognizes.

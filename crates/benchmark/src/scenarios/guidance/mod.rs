@@ -1,3 +1,4 @@
 //! Scenarios of `thalweg-guidance`.
 
+pub(super) mod adaptive;
 pub(super) mod apg;
