@@ -384,6 +384,8 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     assert!(fused
         .set_mask(0, Some(Mask::from_bools(&[true]).unwrap()))
         .is_err());
+    assert!(fused.sample_state(0, 2, 1).is_err());
+    assert!(fused.sample_state(0, 0, 0).is_err());
     assert!(fused.load_state(0, 0, &w).is_err());
     assert!(fused.state(0, 2).is_err());
     assert!(Mask::from_indices(3, &[3]).is_err());
@@ -480,6 +482,10 @@ fn state_survives_export_and_import() {
     w.set(&v).unwrap();
     for slot in 0..2 {
         b.load_state(0, slot, &a.state(0, slot).unwrap()).unwrap();
+        let all = numbers(&a.state(0, slot).unwrap());
+        assert_eq!(a.sample_state(0, slot, 1).unwrap(), all);
+        let every_seventh: Vec<f64> = all.into_iter().step_by(7).collect();
+        assert_eq!(a.sample_state(0, slot, 7).unwrap(), every_seventh);
     }
     for g in &grads[2..] {
         a.step(true, |_| work(g)).unwrap();

@@ -9,6 +9,7 @@ use optim::discovery::{
     AbortRule, CompiledProgram, ConstantTuning, Evolution, Fitness, Funnel, FunnelStage,
     Individual, Program, Progress, ProxyTask, RandomSearch, SearchOptions, SearchReport, Signature,
 };
+use std::sync::{Mutex, PoisonError};
 use tensor_core::random::RandomStream;
 
 /// Programs that each search trains.
@@ -192,6 +193,36 @@ impl ProxyTask for Perceptron<'_> {
     }
 }
 
+/// A task that remembers every program it has seen, for the funnel: the last population of a search in
+/// which the oldest die need not hold the best.
+struct Remembering<'a> {
+    task: &'a dyn ProxyTask,
+    seen: Mutex<Vec<Individual>>,
+}
+
+impl ProxyTask for Remembering<'_> {
+    fn fitness(
+        &self,
+        program: &CompiledProgram,
+        seed: u64,
+        abort: &AbortRule,
+    ) -> optim::Result<Fitness> {
+        let fitness = self.task.fitness(program, seed, abort)?;
+        let individual = Individual {
+            program: program.program().clone(),
+            fitness: fitness.value,
+        };
+        // A push leaves nothing half-done.
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.push(individual);
+        Ok(fitness)
+    }
+
+    fn abort(&self) -> AbortRule {
+        self.task.abort()
+    }
+}
+
 fn part(data: &datasets::Classification) -> Result<Part> {
     let x = data.inputs.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
     let y = data.label_vec()?.iter().map(|y| *y as usize).collect();
@@ -231,7 +262,21 @@ pub(super) fn search(trial: &TrialContext, which: Which) -> Result<TrialOutcome>
         steps: 500,
         stream: trial.stream("large task"),
     };
-    let report = searched(trial, &small, which)?;
+    let remembering = Remembering {
+        task: &small,
+        seen: Mutex::new(Vec::new()),
+    };
+    let report = searched(trial, &remembering, which)?;
+    let mut seen = remembering
+        .seen
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    // Equal ones in an order that does not depend on threads.
+    seen.sort_by(|a, b| {
+        let texts = || a.program.to_string().cmp(&b.program.to_string());
+        a.fitness.total_cmp(&b.fitness).then_with(texts)
+    });
+    seen.truncate(CANDIDATES);
     let mut outcome = TrialOutcome::default()
         .metric("fitness", report.best_fitness)
         .metric("warm_fitness", report.history[0].best)
@@ -241,7 +286,7 @@ pub(super) fn search(trial: &TrialContext, which: Which) -> Result<TrialOutcome>
         )
         .curve(curve(&report));
     if which == Which::Evolution {
-        let (ratio, winner) = funnel(trial, &report, &large)?;
+        let (ratio, winner) = funnel(trial, &seen, &large)?;
         outcome = outcome.metric("funnel_ratio", ratio).picture(Picture {
             caption: "the funnel's winner".into(),
             format: PictureFormat::Text,
@@ -310,20 +355,12 @@ fn curve(report: &SearchReport) -> Curve {
 /// The winner on the larger task, relative to tuned AdamW there.
 fn funnel(
     trial: &TrialContext,
-    report: &SearchReport,
+    best: &[Individual],
     large: &Perceptron<'_>,
 ) -> Result<(f64, Program)> {
     let mut tuning = trial.stream("tuned baseline");
     let (_, baseline) = Funnel::tuned_adamw(large, CANDIDATES, 0, &mut tuning)?;
-    let mut programs = vec![report.best.clone()];
-    let mut others: Vec<&Individual> = report.population.iter().collect();
-    others.sort_by(|a, b| a.fitness.total_cmp(&b.fitness));
-    programs.extend(
-        others
-            .iter()
-            .take(CANDIDATES - 1)
-            .map(|i| i.program.clone()),
-    );
+    let programs: Vec<Program> = best.iter().map(|i| i.program.clone()).collect();
     let task = Perceptron {
         train: large.train,
         valid: large.valid,

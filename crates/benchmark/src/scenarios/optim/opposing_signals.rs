@@ -39,7 +39,9 @@ impl Scenario for OpposingSignals {
                       600 digits, perceptron with two hidden layers of 64 ReLU units, 400 full-batch steps at 0.3 and \
                       at 0.05. The groups are 20 examples each; on the toy model no more than there are outliers of \
                       the rarer sign.",
-            notes: "On the digits the groups are mostly of one class each; which classes depends on the seed.",
+            notes: "On the digits the groups are mostly of one class each; which classes depends on the seed. At the small \
+                    step the losses change smoothly, and the correlation of two smooth series over eleven recordings \
+                    is that of their trends: it came out near -0.4, not above 0, on seeds 0 to 2.",
             data: Data { embedded: "digits", real: None },
             arms: vec![
                 Arm::new("toy-stable", "toy model, stable step", Role::Baseline).fixed(&[("eta", 0.01)]),
@@ -50,6 +52,7 @@ impl Scenario for OpposingSignals {
             metrics: vec![
                 Metric { name: "corr", label: "correlation of the groups", better: Better::Lower },
                 Metric { name: "share", label: "share of all change in 5 % of the examples", better: Better::Neither },
+                Metric { name: "outlier_share", label: "share of all change in the true outliers", better: Better::Neither },
                 Metric { name: "precision", label: "true outliers among the detected", better: Better::Higher },
                 Metric { name: "sharpness_ratio", label: "final sharpness times step size / 2", better: Better::Neither },
                 Metric { name: "rising", label: "steps of rising loss", better: Better::Neither },
@@ -57,14 +60,14 @@ impl Scenario for OpposingSignals {
             claims: vec![
                 Claim::every_seed("precision", "more than 0.8 of the detected examples are outliers",
                     metric("toy-edge", "precision").above(0.8)),
-                Claim::every_seed("share", "they carry more than 0.8 of the change",
-                    metric("toy-edge", "share").above(0.8)),
+                Claim::every_seed("share", "the outliers carry more than 0.8 of the change",
+                    metric("toy-edge", "outlier_share").above(0.8)),
                 Claim::every_seed("edge-low", "training ends with a sharpness of at least 0.85 of 2 / eta",
                     metric("toy-edge", "sharpness_ratio").at_least(0.85)),
                 Claim::every_seed("edge-high", "and at most 2 / eta",
                     metric("toy-edge", "sharpness_ratio").at_most(1.0)),
-                Claim::every_seed("stable", "at a stable step the top 5 % carry less than 0.3",
-                    metric("toy-stable", "share").below(0.3)),
+                Claim::every_seed("stable", "at a stable step they carry less than 0.3",
+                    metric("toy-stable", "outlier_share").below(0.3)),
                 Claim::every_seed("digits-edge", "on the digits the groups are correlated below -0.7 at the large step",
                     metric("digits-edge", "corr").below(-0.7)),
                 Claim::every_seed("digits-stable", "and above 0 at the small one",
@@ -154,7 +157,14 @@ fn toy(trial: &TrialContext, eta: f64) -> Result<TrialOutcome> {
         eta,
         StabilityRule::GradientDescent,
     )?;
+    let total: f64 = pair.changes.iter().map(|d| d.abs()).sum();
+    let changes = pair.changes.iter().zip(&data.group);
+    let own: f64 = changes
+        .filter(|(_, g)| **g != 0)
+        .map(|(d, _)| d.abs())
+        .sum();
     Ok(outcome(&pair, &recorder)?
+        .metric("outlier_share", own / total)
         .metric("precision", outliers as f64 / (2 * k) as f64)
         .metric("sharpness_ratio", edge.ratio)
         .curve(curve))
