@@ -4,6 +4,8 @@
 //! the operations it must do, and the session runs it in turn with the ceiling.
 
 mod ceiling;
+#[cfg(feature = "convex")]
+mod convex;
 mod optim;
 mod timing;
 
@@ -154,6 +156,8 @@ fn measure(plan: &Plan<'_>, threads: usize) -> Result<Vec<Row>> {
         rows: vec![],
     };
     optim::kernels(&mut session)?;
+    #[cfg(feature = "convex")]
+    convex::kernels(&mut session)?;
     let known = |name: &&String| !session.groups.iter().any(|group| group == name);
     if let Some(unknown) = plan.only.iter().find(known) {
         bail!(

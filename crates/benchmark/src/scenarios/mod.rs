@@ -1,5 +1,7 @@
 //! The scenarios, by the crate that holds the method.
 
+#[cfg(feature = "convex")]
+mod convex;
 #[cfg(feature = "nn")]
 mod nn;
 #[cfg(feature = "optim")]
@@ -23,5 +25,13 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         Box::new(optim::sso::Sso),
         #[cfg(feature = "nn")]
         Box::new(nn::power_norm::PowerNorm),
+        #[cfg(feature = "convex")]
+        Box::new(convex::sparse_ot::SparseOt),
+        #[cfg(feature = "convex")]
+        Box::new(convex::bcd::Bcd),
+        #[cfg(feature = "convex")]
+        Box::new(convex::convex_relu::ConvexRelu),
+        #[cfg(feature = "convex")]
+        Box::new(convex::attention_svm::AttentionSvm),
     ]
 }
