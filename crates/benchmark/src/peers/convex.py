@@ -47,7 +47,7 @@ def smooth_transport(a, b, cost, spec):
             max_nz=spec["k"],
             method="L-BFGS-B",
             stopThr=1e-5 / len(a),
-            numItermax=500,
+            numItermax=50,
         )
 
 

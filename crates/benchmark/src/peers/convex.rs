@@ -59,7 +59,7 @@ fn transport(session: &mut Session<'_>) -> Result<()> {
     let sparse = OtSolver::Lbfgs {
         memory: 10,
         tol: 1e-5 / POINTS as f64,
-        max_iter: 500,
+        max_iter: 50,
     };
     let entropic = OtReg::Entropic { gamma: 0.05 };
     let (dual, semi) = (Formulation::Dual, Formulation::SemiDual);
@@ -81,7 +81,7 @@ fn transport(session: &mut Session<'_>) -> Result<()> {
             scaling,
         ),
         (
-            "k = 8",
+            "k = 8, 50 iterations",
             "L-BFGS, semi-dual",
             "ot.smooth",
             OtReg::KSparse { gamma, k },
