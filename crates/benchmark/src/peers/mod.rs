@@ -1,6 +1,8 @@
 //! The same operation in the package that a user would otherwise pick and in ours, in turn.
 
 mod networks;
+#[cfg(feature = "convex")]
+mod convex;
 mod nn;
 mod optim;
 mod worker;
@@ -91,6 +93,8 @@ pub fn run(
     optim::cases(&mut session)?;
     nn::cases(&mut session)?;
     networks::cases(&mut session)?;
+    #[cfg(feature = "convex")]
+    convex::cases(&mut session)?;
     if let Some(unknown) = only.iter().find(|name| !session.known.contains(name)) {
         bail!(
             "no comparison of `{unknown}`; known: {}",

@@ -12,6 +12,7 @@ const SCRIPT: &str = concat!(
     include_str!("optim.py"),
     include_str!("nn.py"),
     include_str!("networks.py"),
+    include_str!("convex.py"),
     "main()\n"
 );
 

@@ -5,6 +5,8 @@
 
 mod ceiling;
 mod nn;
+#[cfg(feature = "convex")]
+mod convex;
 mod optim;
 mod timing;
 
@@ -156,6 +158,8 @@ fn measure(plan: &Plan<'_>, threads: usize) -> Result<Vec<Row>> {
     };
     optim::kernels(&mut session)?;
     nn::kernels(&mut session)?;
+    #[cfg(feature = "convex")]
+    convex::kernels(&mut session)?;
     let known = |name: &&String| !session.groups.iter().any(|group| group == name);
     if let Some(unknown) = plan.only.iter().find(known) {
         bail!(

@@ -8,6 +8,8 @@ pub mod generation;
 mod graph_learning;
 #[cfg(feature = "guidance")]
 mod guidance;
+#[cfg(feature = "convex")]
+mod convex;
 #[cfg(feature = "nn")]
 mod nn;
 #[cfg(feature = "optim")]
@@ -49,5 +51,13 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         Box::new(guidance::apg::Apg),
         #[cfg(feature = "guidance")]
         Box::new(guidance::adaptive::AdaptiveGuidanceScenario),
+        #[cfg(feature = "convex")]
+        Box::new(convex::sparse_ot::SparseOt),
+        #[cfg(feature = "convex")]
+        Box::new(convex::bcd::Bcd),
+        #[cfg(feature = "convex")]
+        Box::new(convex::convex_relu::ConvexRelu),
+        #[cfg(feature = "convex")]
+        Box::new(convex::attention_svm::AttentionSvm),
     ]
 }

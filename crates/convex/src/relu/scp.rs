@@ -15,7 +15,7 @@ use candle_core::{Device, Tensor};
 pub enum ScpSolver {
     /// Accelerated proximal gradients with restarts where the objective rises.
     Fista,
-    /// Greedy blocks with proximal Newton steps.
+    /// Greedy blocks with proximal Newton steps: for few units. Slow where many nearly agree.
     CoordinateDescent,
 }
 
@@ -42,7 +42,7 @@ impl Default for ScpConfig {
             loss: ConvexLoss::Squared,
             beta: 1e-4,
             n_samples: 256,
-            solver: ScpSolver::CoordinateDescent,
+            solver: ScpSolver::Fista,
             max_iter: 20_000,
             tol: 1e-9,
         }
