@@ -1,5 +1,7 @@
 //! The same operation in the package that a user would otherwise pick and in ours, in turn.
 
+#[cfg(feature = "graph-learning")]
+mod graph_learning;
 mod nn;
 mod optim;
 mod worker;
@@ -84,6 +86,8 @@ pub fn run(
     };
     optim::cases(&mut session)?;
     nn::cases(&mut session)?;
+    #[cfg(feature = "graph-learning")]
+    graph_learning::cases(&mut session)?;
     if let Some(unknown) = only.iter().find(|name| !session.known.contains(name)) {
         bail!(
             "no comparison of `{unknown}`; known: {}",
