@@ -12,8 +12,23 @@ mod datasets {}
 #[doc = include_str!("../../docs/crates/nn.md")]
 mod nn {}
 
+#[doc = include_str!("../../docs/from-candle-nn.md")]
+mod from_candle_nn {}
+
 #[doc = include_str!("../../docs/crates/optim.md")]
 mod optim {}
 
+#[doc = include_str!("../../docs/crates/convex.md")]
+mod convex {}
+
 #[doc = include_str!("../../docs/crates/graph-learning.md")]
 mod graph_learning {}
+
+#[doc = include_str!("../../docs/crates/flows.md")]
+mod flows {}
+
+#[doc = include_str!("../../docs/crates/guidance.md")]
+mod guidance {}
+
+#[doc = include_str!("../../crates/guidance/README.md")]
+mod guidance_readme {}

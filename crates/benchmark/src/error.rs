@@ -101,9 +101,24 @@ pub enum Error {
     #[error(transparent)]
     Graph(#[from] graph_learning::Error),
 
+    /// A flow or its sampler failed.
+    #[cfg(feature = "flows")]
+    #[error(transparent)]
+    Flows(#[from] flows::Error),
+
+    /// A guidance rule failed.
+    #[cfg(feature = "guidance")]
+    #[error(transparent)]
+    Guidance(#[from] guidance::Error),
+
     /// An optimizer failed.
     #[error(transparent)]
     Optim(#[from] optim::Error),
+
+    /// A convex solver failed.
+    #[cfg(feature = "convex")]
+    #[error(transparent)]
+    Convex(#[from] convex::Error),
 }
 
 impl Error {

@@ -15,6 +15,7 @@
 //! | [`perf`] | our kernels against the machine's ceilings |
 //! | [`peers`] | the same operations in other packages |
 //! | [`methods`] | the table of methods in the documentation |
+//! | [`training_page`] | the page of whole training steps beside other packages |
 //! | [`cli`] | the command line of `thalweg-bench` |
 //!
 //! Adding an experiment is one file under `src/scenarios` and one line in its `all` function.
@@ -35,6 +36,7 @@ pub mod scenarios;
 pub mod statistics;
 pub mod store;
 pub mod summary;
+pub mod training_page;
 pub mod verdict;
 pub mod verify;
 

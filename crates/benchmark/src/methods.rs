@@ -133,7 +133,22 @@ pub fn markdown(registry: &Registry, published: &Published) -> String {
         let peers = published.peers.iter().filter(|p| p.slug == d.slug);
         row(d, result, &peers.collect::<Vec<_>>(), &mut out);
     }
+    failures(registry, published, &mut out);
     out
+}
+
+/// What each scenario says about a claim of its own that was not shown.
+fn failures(registry: &Registry, published: &Published, out: &mut String) {
+    let mut heading = "\n## Claims that were not shown\n";
+    for entry in registry.entries() {
+        let d = &entry.definition;
+        let result = published.results.iter().find(|r| r.slug == d.slug);
+        if result.is_some_and(|r| r.verdict == Verdict::Fails) {
+            // Writing to a string cannot fail.
+            let _ = writeln!(out, "{heading}\n**{}**: {}", d.slug, d.notes);
+            heading = "";
+        }
+    }
 }
 
 fn row(d: &Definition, result: Option<&ScenarioResult>, peers: &[&PeerRatio], out: &mut String) {

@@ -29,7 +29,25 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
             }],
         ),
         ("sso", vec![|r| Ok(optim::verify::sso(r)?)]),
+        ("bo-rep", vec![|r| Ok(optim::verify::bo_rep(r)?)]),
+        ("cbo", vec![|r| Ok(optim::verify::cbo(r)?)]),
+        ("gradsign", vec![|r| Ok(optim::verify::gradsign(r)?)]),
+        (
+            "opposing-signals",
+            vec![|r| Ok(optim::verify::opposing_signals(r)?)],
+        ),
         ("power-norm", vec![|r| Ok(nn::verify::power_norm(r)?)]),
+        #[cfg(feature = "convex")]
+        ("sparse-ot", vec![|r| Ok(convex::verify::sparse_ot(r)?)]),
+        #[cfg(feature = "convex")]
+        ("bcd", vec![|r| Ok(convex::verify::bcd(r)?)]),
+        #[cfg(feature = "convex")]
+        ("convex-relu", vec![|r| Ok(convex::verify::convex_relu(r)?)]),
+        #[cfg(feature = "convex")]
+        (
+            "attention-svm",
+            vec![|r| Ok(convex::verify::attention_svm(r)?)],
+        ),
         #[cfg(feature = "graph-learning")]
         (
             "graph-core",
@@ -39,6 +57,27 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
         ("cgs", vec![|r| Ok(graph_learning::verify::cgs(r)?)]),
         #[cfg(feature = "graph-learning")]
         ("pot", vec![|r| Ok(graph_learning::verify::pot(r)?)]),
+        #[cfg(feature = "guidance")]
+        (
+            "guidance-core",
+            vec![|r| Ok(flows::verify::guidance_core(r)?), |r| {
+                Ok(guidance::verify::guidance_core(r)?)
+            }],
+        ),
+        #[cfg(feature = "flows")]
+        (
+            "rectified-flow",
+            vec![|r| Ok(flows::verify::rectified_flow(r)?)],
+        ),
+        #[cfg(feature = "flows")]
+        ("adjoint-dpm", vec![|r| Ok(flows::verify::adjoint_dpm(r)?)]),
+        #[cfg(feature = "guidance")]
+        ("apg", vec![|r| Ok(guidance::verify::apg(r)?)]),
+        #[cfg(feature = "guidance")]
+        (
+            "adaptive-guidance",
+            vec![|r| Ok(guidance::verify::adaptive_guidance(r)?)],
+        ),
     ]
 }
 

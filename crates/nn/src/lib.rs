@@ -3,20 +3,26 @@
 //!
 //! | module | what it gives |
 //! | --- | --- |
-//! | [`init`] | Glorot, He, LeCun, orthogonal, truncated normal; variables seeded by name |
-//! | [`norm`] | layer norm and RMS norm with a gradient |
+//! | [`linear`], [`conv`] | linear layers, convolutions and their transposes, bias and activation fused |
+//! | [`attention`] | scaled dot-product attention without the matrix of all scores |
+//! | [`activation`] | ReLU, GELU, SiLU, Mish and others |
+//! | [`norm`] | layer norm, RMS norm, group norm, batch norm with a gradient |
 //! | [`norm::power`] | power normalization: batch statistics for transformers that do not collapse |
 //! | [`norm::ghost_batch`] | batch norm over small groups of a large batch |
+//! | [`pool`], [`resample`] | pooling with any window, nearest and bilinear resampling |
+//! | [`embedding`], [`dropout`], [`condition`] | tables of vectors, seeded dropout, levels for denoisers |
 //! | [`softmax`] | softmax and log-softmax with a gradient |
+//! | [`loss`] | cross entropy over class indices or soft labels |
 //! | [`stablemax`] | StableMax and its cross entropy, which rounding does not silence |
-//! | [`loss`] | cross entropy over class indices |
+//! | [`init`] | Glorot, He, LeCun, orthogonal, truncated normal; variables seeded by name |
 #![cfg_attr(
     feature = "models",
-    doc = "| [`models`] | MLP, convolutional and residual networks, a transformer |"
+    doc = "| [`models`] | MLP, convolutional and residual networks, a transformer, a UNet |"
 )]
 //!
 //! Several of candle's own functions (`softmax_last_dim`, `LayerNorm` with a bias, `RmsNorm`)
-//! return no gradient and no error. The layers here take the same parameter names and shapes, so
+//! return no gradient and no error, and training on the CPU spends most of its time in copies,
+//! allocations and naive convolutions. The layers here take the same parameter names and shapes, so
 //! weights move over unchanged.
 //!
 //! Layers are candle `Module`s or `ModuleT`s over tensors of the caller; nothing here knows a
@@ -24,13 +30,22 @@
 //! number of threads; other devices run candle operations. Each item's documentation says whether
 //! it can be differentiated twice.
 
+pub mod activation;
+pub mod attention;
+pub mod condition;
+pub mod conv;
+pub mod dropout;
+pub mod embedding;
 mod error;
 pub mod init;
 mod kernel;
+pub mod linear;
 pub mod loss;
 #[cfg(feature = "models")]
 pub mod models;
 pub mod norm;
+pub mod pool;
+pub mod resample;
 pub mod softmax;
 pub mod stablemax;
 #[cfg(feature = "verify")]

@@ -1,12 +1,24 @@
 //! Softmax and log-softmax with a gradient.
 //!
-//! `candle_nn::ops::softmax_last_dim` returns no gradient and no error. These are built from
-//! candle operations only: they run on every device and can be differentiated any number of
-//! times. f16 and bf16 inputs are computed in f32 and returned in their own dtype.
+//! `candle_nn::ops::softmax_last_dim` returns no gradient and no error. Here f32 and f64 tensors on
+//! the CPU take one fused pass along the last dimension,
+//!
+//! ```text
+//! p = e^(x - max x) / sum_j e^(x_j - max x),   dx = p (dp - sum_j dp_j p_j)
+//! l = ln p,                                    dx = dl - p sum_j dl_j
+//! ```
+//!
+//! and everything else (other dimensions, devices and dtypes, and gradients that keep their graph)
+//! candle operations, which can be differentiated any number of times. f16 and bf16 inputs are
+//! computed in f32 and returned in their own dtype.
 
+use crate::kernel::{
+    filled, has_kernel, max, pieces, sum, sum2, tensor, vectorized, Computed, Scalar, View,
+};
 use crate::Result;
 use candle_core::shape::Dim;
 use candle_core::{DType, Tensor};
+use tensor_core::autograd::keeps_graph;
 
 /// `softmax(x)_i = exp(x_i) / sum_j exp(x_j)` along `dim`; the shape stays.
 ///
@@ -17,6 +29,12 @@ use candle_core::{DType, Tensor};
 /// Those of candle, for a `dim` that does not exist or an integer dtype.
 pub fn softmax(x: &Tensor, dim: impl Dim) -> Result<Tensor> {
     let dim = dim.to_index(x.shape(), "softmax")?;
+    if is_fused(x, dim)? {
+        return match x.dtype() {
+            DType::F64 => fused::<f64, false>(&x.contiguous()?),
+            _ => fused::<f32, false>(&x.contiguous()?),
+        };
+    }
     let exp = shifted(x, dim)?.exp()?;
     let normal = exp.broadcast_div(&exp.sum_keepdim(dim)?)?;
     Ok(normal.to_dtype(x.dtype())?)
@@ -29,9 +47,19 @@ pub fn softmax(x: &Tensor, dim: impl Dim) -> Result<Tensor> {
 /// Those of candle, for a `dim` that does not exist or an integer dtype.
 pub fn log_softmax(x: &Tensor, dim: impl Dim) -> Result<Tensor> {
     let dim = dim.to_index(x.shape(), "log_softmax")?;
+    if is_fused(x, dim)? {
+        return match x.dtype() {
+            DType::F64 => fused::<f64, true>(&x.contiguous()?),
+            _ => fused::<f32, true>(&x.contiguous()?),
+        };
+    }
     let shifted = shifted(x, dim)?;
     let log_sum = shifted.exp()?.sum_keepdim(dim)?.log()?;
     Ok(shifted.broadcast_sub(&log_sum)?.to_dtype(x.dtype())?)
+}
+
+fn is_fused(x: &Tensor, dim: usize) -> Result<bool> {
+    Ok(has_kernel(x) && dim + 1 == x.rank() && x.elem_count() > 0 && !keeps_graph()?)
 }
 
 /// `x - max x` in the dtype to compute in. The maximum is a constant for the gradient: both
@@ -43,4 +71,120 @@ fn shifted(x: &Tensor, dim: usize) -> Result<Tensor> {
     };
     let max = x.detach().max_keepdim(dim)?;
     Ok(x.broadcast_sub(&max)?)
+}
+
+/// Numbers of a row whose exponentials are added in the row's own precision; the blocks are added
+/// in f64.
+const BLOCK: usize = 512;
+
+/// The maximum of a row and the logarithm of the sum of exponentials.
+#[inline(always)]
+pub(crate) fn log_sum_exp<T: Scalar>(x: &[T]) -> (T, T) {
+    let top = max(x);
+    let mut total = 0.0;
+    let mut buffer = [T::ZERO; BLOCK];
+    for x in x.chunks(BLOCK) {
+        let block = &mut buffer[..x.len()];
+        for (y, x) in block.iter_mut().zip(x) {
+            *y = (*x - top).exp();
+        }
+        total += sum(block, |y| y).to_f64();
+    }
+    (top, T::from_f64(total.ln()))
+}
+
+/// `x <- e^(x - top)` in place; gives the sum.
+#[inline(always)]
+pub(crate) fn exponentials<T: Scalar>(x: &mut [T], top: T) -> f64 {
+    let mut total = 0.0;
+    for block in x.chunks_mut(BLOCK) {
+        for x in block.iter_mut() {
+            *x = (*x - top).exp();
+        }
+        total += sum(block, |x| x).to_f64();
+    }
+    total
+}
+
+/// Softmax, or its logarithm, of one row.
+#[inline(always)]
+fn forward_row<T: Scalar, const LOG: bool>(x: &[T], y: &mut [T]) {
+    if LOG {
+        let (top, log) = log_sum_exp(x);
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = (*x - top) - log;
+        }
+        return;
+    }
+    let top = max(x);
+    y.copy_from_slice(x);
+    let scale = T::from_f64(1.0 / exponentials(y, top));
+    for y in y {
+        *y = *y * scale;
+    }
+}
+
+fn fused<T: Scalar, const LOG: bool>(x: &Tensor) -> Result<Tensor> {
+    let width = x.dims()[x.rank() - 1];
+    let y = {
+        let view = View::new(x)?;
+        let x = view.slice::<T>()?;
+        filled(x.len(), |y| {
+            pieces(y, width, |first, y| {
+                let x = x[first * width..].chunks_exact(width);
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (x, y) in x.zip(y.chunks_exact_mut(width)) {
+                            forward_row::<T, LOG>(x, y);
+                        }
+                    },
+                );
+            });
+        })
+    };
+    let backward = move |_: &[&Tensor], y: &Tensor, dy: &Tensor| {
+        Ok(vec![Some(gradient::<T, LOG>(y, dy, width)?)])
+    };
+    let node = Computed::new("softmax", y, x.shape(), backward);
+    Ok(x.apply_op1(node)?)
+}
+
+fn gradient<T: Scalar, const LOG: bool>(y: &Tensor, dy: &Tensor, width: usize) -> Result<Tensor> {
+    let dx = {
+        let (yv, dyv) = (View::new(y)?, View::new(dy)?);
+        let (y, dy) = (yv.slice::<T>()?, dyv.slice::<T>()?);
+        filled(y.len(), |dx| {
+            pieces(dx, width, |first, dx| {
+                let at = first * width;
+                let rows = y[at..]
+                    .chunks_exact(width)
+                    .zip(dy[at..].chunks_exact(width));
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((y, dy), dx) in rows.zip(dx.chunks_exact_mut(width)) {
+                            row_gradient::<T, LOG>(y, dy, dx);
+                        }
+                    },
+                );
+            });
+        })
+    };
+    tensor(dx, y.shape())
+}
+
+#[inline(always)]
+fn row_gradient<T: Scalar, const LOG: bool>(y: &[T], dy: &[T], dx: &mut [T]) {
+    if LOG {
+        let total = sum(dy, |g| g);
+        for ((y, g), dx) in y.iter().zip(dy).zip(dx) {
+            *dx = *g - y.exp() * total;
+        }
+    } else {
+        let total = sum2(y, dy, |y, g| y * g);
+        for ((y, g), dx) in y.iter().zip(dy).zip(dx) {
+            *dx = *y * (*g - total);
+        }
+    }
 }

@@ -202,7 +202,8 @@ fn fused<T: Scalar>(logits: &Tensor, labels: Vec<u32>, config: &StableMaxConfig)
             x.chunks(classes).zip(&labels).map(one).unzip()
         }
     };
-    let backward = move |logits: &Tensor, grad: &Tensor| {
+    let backward = move |arguments: &[&Tensor], _: &Tensor, grad: &Tensor| {
+        let logits = arguments[0];
         let grad = grad.to_dtype(DType::F64)?.to_vec1::<f64>()?;
         let mut dx = vec![T::ZERO; logits.elem_count()];
         {
@@ -223,7 +224,7 @@ fn fused<T: Scalar>(logits: &Tensor, labels: Vec<u32>, config: &StableMaxConfig)
                 rows.zip(labels.iter().zip(&sums).zip(&grad)).for_each(one);
             }
         }
-        tensor(dx, logits.shape())
+        Ok(vec![Some(tensor(dx, logits.shape())?)])
     };
     // The node's value has the compute dtype, its gradient the dtype of the logits.
     let shape = n.into();

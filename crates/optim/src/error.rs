@@ -89,6 +89,24 @@ pub enum Error {
         got: usize,
     },
 
+    /// The text of a program cannot be read.
+    #[error("line {line}: {reason}")]
+    Program {
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// A program is not well typed.
+    #[error("statement {statement}: {reason}")]
+    ProgramType {
+        /// The statement, from 0; the number of statements for what is returned.
+        statement: usize,
+        /// What is wrong.
+        reason: String,
+    },
+
     /// A saved state does not fit the optimizer that it is loaded into.
     #[error("state does not fit:\n  {}", .0.join("\n  "))]
     StateMismatch(Vec<String>),

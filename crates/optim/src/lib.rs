@@ -9,6 +9,8 @@
 //! | [`sharpness`] | SAM, ASAM, GSAM, SAGM and GAM around any optimizer |
 //! | [`sso`] | few calls of an expensive loss, many cheap steps of the model; a stochastic line search |
 //! | [`large_batch`] | learning-rate and regime scaling, gradient noise, micro-batches, diffusion diagnostics |
+//! | [`discovery`] | search for update rules: typed programs, evolution, a compiler to an optimizer |
+//! | [`diagnostics`] | ranks of untrained architectures by gradient signs; the examples that make a loss oscillate |
 //! | [`adamw`], [`sgd`] | the baselines, in the same single pass over memory |
 //! | [`transform`] | clip, spike clip, project, accumulate, decay, guard: chained in front of an optimizer |
 //! | [`schedule`] | learning rates (or any scalar) as pure functions of the step |
@@ -56,7 +58,11 @@
 
 mod accumulate;
 pub mod adamw;
+pub mod bilevel;
 pub mod closure;
+pub mod consensus;
+pub mod diagnostics;
+pub mod discovery;
 mod error;
 mod foreign;
 mod fused;

@@ -43,13 +43,14 @@
 
 use crate::error::check;
 use crate::fused::{delegate, Core, Rates, State};
+use crate::gradients::Gradients;
 use crate::param_group::flatten;
 use crate::transform::GradientTransform;
 use crate::{DecayMask, NonFinite, ParamGroup, Result, StepReport};
 use candle_core::backprop::GradStore;
 use candle_core::DType;
 use tensor_core::flat::FlatTensor;
-use tensor_core::kernels::{sum_squares, GradMap, Real, Rule, StateDType, Updated};
+use tensor_core::kernels::{sum_squares, GradMap, Real, Rule, StateDType, Updated, Work};
 
 /// Hyper-parameters of [`Lion`].
 #[derive(Debug, Clone)]
@@ -67,6 +68,10 @@ pub struct LionConfig {
     pub momentum_dtype: Option<DType>,
     /// Which parameters are decayed.
     pub decay_mask: DecayMask,
+    /// The cautious variant of Liang et al. (arXiv 2411.16085), off by default: entries whose
+    /// `sign(c)` disagrees with the gradient do not move, and the others move by `eta` over the
+    /// fraction of each tensor that does. Costs one more pass, which counts them.
+    pub cautious: bool,
     /// What happens to gradients that are not finite.
     pub nonfinite: NonFinite,
 }
@@ -80,6 +85,7 @@ impl Default for LionConfig {
             weight_decay: 0.0,
             momentum_dtype: None,
             decay_mask: DecayMask::All,
+            cautious: false,
             nonfinite: NonFinite::Hold,
         }
     }
@@ -161,6 +167,67 @@ impl Rule<1, 6> for LionRule {
     }
 }
 
+/// [`LionRule`] in which only entries that agree with their gradient move.
+#[derive(Debug, Clone, Copy)]
+struct CautiousRule {
+    lion: LionRule,
+    /// What the sign of an agreeing entry is multiplied by: 1 over their fraction.
+    scale: f64,
+    /// Whether entries that disagree are held.
+    cautious: bool,
+}
+
+impl Rule<1, 8> for CautiousRule {
+    const NAME: &'static str = "cautious-lion";
+    const DEVICE_BODY: Option<&'static str> = Some(
+        "const T c = k[2] * s0 + k[3] * g; const bool agrees = sign(c) * g > 0 || k[7] == 0; p = p - k[1] * ((agrees ? k[6] * sign(c) : T(0)) + k[0] * p); s0 = k[4] * s0 + k[5] * g; event = agrees;",
+    );
+
+    fn scalars(&self) -> [f64; 8] {
+        let [decay, lr, b1, c1, b2, c2] = self.lion.scalars();
+        let cautious = f64::from(u8::from(self.cautious));
+        [decay, lr, b1, c1, b2, c2, self.scale, cautious]
+    }
+
+    #[inline(always)]
+    fn update<T: Real>(k: &[T; 8], param: T, grad: T, [m]: [T; 1]) -> Updated<T, 1> {
+        let c = k[2] * m + k[3] * grad;
+        let agrees = (c.sign() * grad > T::ZERO) | (k[7] == T::ZERO);
+        let sign = T::select(agrees, k[6] * c.sign(), T::ZERO);
+        Updated {
+            param: param - k[1] * (sign + k[0] * param),
+            state: [k[4] * m + k[5] * grad],
+            event: agrees,
+        }
+    }
+}
+
+/// Counts the entries that agree with their gradient; nothing moves.
+#[derive(Debug, Clone, Copy)]
+struct Agreement {
+    beta1: f64,
+}
+
+impl Rule<1, 2> for Agreement {
+    const NAME: &'static str = "lion-agreement";
+    const DEVICE_BODY: Option<&'static str> =
+        Some("const T c = k[0] * s0 + k[1] * g; event = sign(c) * g > 0;");
+
+    fn scalars(&self) -> [f64; 2] {
+        [self.beta1, 1.0 - self.beta1]
+    }
+
+    #[inline(always)]
+    fn update<T: Real>(k: &[T; 2], param: T, grad: T, [m]: [T; 1]) -> Updated<T, 1> {
+        let c = k[0] * m + k[1] * grad;
+        Updated {
+            param,
+            state: [m],
+            event: c.sign() * grad > T::ZERO,
+        }
+    }
+}
+
 /// The Lion optimizer; see the [module](self) page.
 #[derive(Debug)]
 pub struct Lion {
@@ -206,6 +273,10 @@ impl Lion {
     /// # Errors
     /// When a layout differs.
     pub fn step_flat(&mut self, params: &mut FlatTensor, grads: &FlatTensor) -> Result<()> {
+        if self.configs.iter().any(|config| config.cautious) {
+            let expected = "false for a flat step";
+            return Err(crate::Error::argument("cautious", true, expected));
+        }
         let rules = self.rules();
         let hold = self.core.nonfinite == NonFinite::Hold;
         if matches!(self.core.nonfinite, NonFinite::SkipStep | NonFinite::Error) {
@@ -269,7 +340,45 @@ impl Lion {
             Err(why) => return Ok(StepReport::withheld(why)),
         };
         let rules = self.rules();
-        self.core.run(&set, rules)
+        if !self.configs.iter().any(|config| config.cautious) {
+            return self.core.run(&set, rules);
+        }
+        let scales = self.agreement(&set, &rules)?;
+        let (configs, owner) = (&self.configs, &self.owner);
+        self.core.run(&set, |i| CautiousRule {
+            lion: rules(i),
+            scale: scales[i],
+            cautious: configs[owner[i]].cautious,
+        })
+    }
+
+    /// 1 over the fraction of each tensor that agrees with its gradient; 1 where it is not asked for.
+    fn agreement(
+        &mut self,
+        set: &Gradients<'_>,
+        rules: &impl Fn(usize) -> LionRule,
+    ) -> Result<Vec<f64>> {
+        let (configs, owner) = (&self.configs, &self.owner);
+        self.core.update.step(true, |i| {
+            let cautious = configs[owner[i]].cautious;
+            Ok(set.get(i).filter(|_| cautious).map(|(grad, map)| Work {
+                grad,
+                rule: Agreement {
+                    beta1: rules(i).beta1,
+                },
+                map,
+            }))
+        })?;
+        let update = &self.core.update;
+        let scale = |i: usize| {
+            let agreeing = update.events(i);
+            if configs[owner[i]].cautious && agreeing > 0 {
+                update.var(i).elem_count() as f64 / agreeing as f64
+            } else {
+                1.0
+            }
+        };
+        Ok((0..update.len()).map(scale).collect())
     }
 
     fn own_state(&self) -> Result<State> {
@@ -295,6 +404,17 @@ mod tests {
             beta2: 0.99,
             weight_decay: 0.1,
         };
-        Ok(tensor_core::kernels::check_on_host(rule)?)
+        tensor_core::kernels::check_on_host(rule)?;
+        tensor_core::kernels::check_on_host(Agreement { beta1: 0.9 })?;
+        for cautious in [false, true] {
+            let lion = rule;
+            let scale = 1.7;
+            tensor_core::kernels::check_on_host(CautiousRule {
+                lion,
+                scale,
+                cautious,
+            })?;
+        }
+        Ok(())
     }
 }

@@ -7,6 +7,7 @@ use crate::runner::{self, Options, Summary};
 use crate::scenario::DataSource;
 use crate::store::{Query, Store};
 use crate::summary::{figure, interval, Records, ScenarioResult};
+use crate::training_page;
 use crate::verdict::Verdict;
 use crate::{compare as comparison, export as exporting, methods as table, report as page};
 use crate::{verify as verification, Error};
@@ -305,20 +306,26 @@ pub(super) fn list(registry: &Registry, out: &mut dyn Write) -> Result<u8> {
 
 pub(super) fn methods(registry: &Registry, args: &MethodsArgs, out: &mut dyn Write) -> Result<u8> {
     let published = table::read(&args.docs)?;
-    let path = args.docs.join(table::TABLE);
-    let text = table::markdown(registry, &published);
-    if args.check {
-        let present = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-        if present != text {
-            bail!(
-                "{}: not up to date; `thalweg-bench methods` writes it",
-                path.display()
-            );
+    let mut pages = vec![(table::TABLE, table::markdown(registry, &published))];
+    if args.docs.join(table::PEERS).exists() {
+        let rows = training_page::rows(&args.docs)?;
+        pages.push((training_page::PAGE, training_page::markdown(&rows)));
+    }
+    for (name, text) in pages {
+        let path = args.docs.join(name);
+        if args.check {
+            let present = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+            if present != text {
+                bail!(
+                    "{}: not up to date; `thalweg-bench methods` writes it",
+                    path.display()
+                );
+            }
+            writeln!(out, "Up to date: {}", path.display())?;
+        } else {
+            page::replace(&path, text.as_bytes())?;
+            writeln!(out, "Written: {}", path.display())?;
         }
-        writeln!(out, "Up to date: {}", path.display())?;
-    } else {
-        page::replace(&path, text.as_bytes())?;
-        writeln!(out, "Written: {}", path.display())?;
     }
     Ok(SUCCESS)
 }

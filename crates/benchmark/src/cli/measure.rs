@@ -40,6 +40,9 @@ pub struct PeersArgs {
     /// Also write the rows to this JSON file, replacing those of the same comparison.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Measure nothing but the peak bytes of one step of this network, in this process.
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub memory_of: Option<String>,
 }
 
 /// Kernels against the machine's ceilings.
@@ -55,6 +58,10 @@ pub fn perf(args: &PerfArgs, out: &mut dyn Write) -> Result<()> {
 
 /// Ours against other packages.
 pub fn peers(args: &PeersArgs, out: &mut dyn Write) -> Result<()> {
+    if let Some(slug) = &args.memory_of {
+        writeln!(out, "{}", peers::memory(slug)?)?;
+        return Ok(());
+    }
     let rows = peers::run(args.python.as_deref(), &args.only, args.rounds.into(), out)?;
     match &args.json {
         Some(path) => merge(path, rows),

@@ -2,10 +2,12 @@
 
 #[cfg(feature = "graph-learning")]
 mod graph_learning;
+mod networks;
 mod nn;
 mod optim;
 mod worker;
 
+pub use networks::memory;
 pub use worker::Worker;
 
 use crate::perf::{median, seconds, with_threads};
@@ -35,6 +37,9 @@ pub struct Row {
     pub peer_milliseconds: f64,
     /// Peer's time over ours, the median over rounds: above 1, ours is faster.
     pub ratio: f64,
+    /// Peak megabytes of ours and of the peer, each in a process of its own, where measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<[f64; 2]>,
 }
 
 type Call<'a> = Box<dyn FnMut() -> Result<()> + Send + 'a>;
@@ -77,6 +82,7 @@ pub fn run(
 ) -> Result<Vec<Row>> {
     let threads = std::thread::available_parallelism()?.get();
     let mut session = Session {
+        python,
         worker: python.map(Worker::start).transpose()?,
         only,
         known: vec![],
@@ -88,6 +94,7 @@ pub fn run(
     nn::cases(&mut session)?;
     #[cfg(feature = "graph-learning")]
     graph_learning::cases(&mut session)?;
+    networks::cases(&mut session)?;
     if let Some(unknown) = only.iter().find(|name| !session.known.contains(name)) {
         bail!(
             "no comparison of `{unknown}`; known: {}",
@@ -100,6 +107,7 @@ pub fn run(
 
 /// What the groups of comparisons share.
 struct Session<'a> {
+    python: Option<&'a Path>,
     worker: Option<Worker>,
     only: &'a [String],
     known: Vec<String>,
@@ -168,6 +176,7 @@ impl Session<'_> {
             our_milliseconds: 1e3 * median(mine),
             peer_milliseconds: 1e3 * median(theirs),
             ratio: median(ratios),
+            memory: None,
         });
         Ok(())
     }
@@ -180,27 +189,31 @@ fn print(rows: &[Row], rounds: usize, out: &mut dyn Write) -> Result<()> {
     table.set_header([
         "method",
         "operation",
+        "threads",
         "ours",
         "ms",
         "peer",
         "ms",
         "times faster",
+        "MB",
     ]);
     for row in rows {
         table.add_row([
             row.slug.clone(),
             row.operation.clone(),
+            row.threads.to_string(),
             row.ours.clone(),
             format!("{:.2}", row.our_milliseconds),
             row.peer.clone(),
             format!("{:.2}", row.peer_milliseconds),
             format!("{:.2}", row.ratio),
+            row.memory
+                .map_or(String::new(), |[a, b]| format!("{a:.0} : {b:.0}")),
         ]);
     }
-    let threads = rows.first().map_or(0, |row| row.threads);
     writeln!(
         out,
-        "medians of {rounds} rounds in turn, {threads} threads on both sides"
+        "medians of {rounds} rounds in turn, the same threads on both sides"
     )?;
     writeln!(out, "{table}")?;
     Ok(())

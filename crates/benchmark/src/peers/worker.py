@@ -35,8 +35,8 @@ def main():
                 answer = {"ok": True, "version": torch.__version__}
             elif "run" in request:
                 start = time.perf_counter()
-                run()
-                answer = {"seconds": time.perf_counter() - start}
+                parts = run()
+                answer = {"seconds": time.perf_counter() - start, "parts": parts}
             else:
                 run = None
                 gc.collect()

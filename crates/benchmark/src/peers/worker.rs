@@ -12,6 +12,7 @@ const SCRIPT: &str = concat!(
     include_str!("optim.py"),
     include_str!("nn.py"),
     include_str!("graph_learning.py"),
+    include_str!("networks.py"),
     "main()\n"
 );
 
@@ -63,6 +64,15 @@ impl Worker {
     pub fn run(&mut self) -> Result<f64> {
         let answer = self.ask(&json!({"run": true}))?;
         answer["seconds"].as_f64().context("the peer gave no time")
+    }
+
+    /// Runs the prepared operation once and gives the seconds of its parts.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub fn run_parts(&mut self) -> Result<Vec<f64>> {
+        let answer = self.ask(&json!({"run": true}))?;
+        serde_json::from_value(answer["parts"].clone()).context("the peer gave no parts")
     }
 
     /// Frees the prepared operation's memory.

@@ -4,6 +4,7 @@
 //! the operations it must do, and the session runs it in turn with the ceiling.
 
 mod ceiling;
+mod nn;
 mod optim;
 mod timing;
 
@@ -154,6 +155,7 @@ fn measure(plan: &Plan<'_>, threads: usize) -> Result<Vec<Row>> {
         rows: vec![],
     };
     optim::kernels(&mut session)?;
+    nn::kernels(&mut session)?;
     let known = |name: &&String| !session.groups.iter().any(|group| group == name);
     if let Some(unknown) = plan.only.iter().find(known) {
         bail!(

@@ -3,8 +3,10 @@
 use super::{Ceiling, Kernel, Session};
 use anyhow::Result;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Optimizer;
+use optim::consensus::{Cbo, CboConfig, Diffusion};
+use optim::discovery::{Program, ProgramConfig, ProgramOptimizer};
 use optim::{
     AdamW, AdamWConfig, Lion, LionConfig, ParamGroup, SgdConfig, SgdMomentum, Spam, SpamConfig,
 };
@@ -131,7 +133,36 @@ pub(super) fn kernels(session: &mut Session<'_>) -> Result<()> {
         };
         session.measure(GROUP, kernel)?;
     }
-    Ok(())
+    consensus(session)
+}
+
+/// A step of consensus-based optimization whose energies are there already and that draws no noise:
+/// the consensus, the drift, and what the objective is handed.
+fn consensus(session: &mut Session<'_>) -> Result<()> {
+    const D: usize = 100;
+    let n = (session.parameters() / (4 * D)).max(2);
+    let mut stream = RandomStream::new(0);
+    let start = stream.normal(0.0, 1.0, (n, D), DType::F64, &Device::Cpu)?;
+    let energies = stream.normal(0.0, 1.0, n, DType::F64, &Device::Cpu)?;
+    let config = CboConfig {
+        diffusion: Diffusion::None,
+        alpha: 1.0,
+        ..CboConfig::default()
+    };
+    let mut cbo = Cbo::new(&start, config, stream)?;
+    let known = |_: &Tensor| Ok(energies.clone());
+    let kernel = Kernel {
+        name: "consensus step, f64".to_string(),
+        ceiling: Ceiling::Copy,
+        // Read for the consensus; read and written by the drift.
+        per_element: 24.0,
+        elements: n * D,
+        call: Box::new(|| {
+            cbo.step(&known)?;
+            Ok(())
+        }),
+    };
+    session.measure(GROUP, kernel)
 }
 
 type Make = for<'a> fn(&'a Workload) -> Result<Step<'a>>;
@@ -164,6 +195,15 @@ const STEPS: &[Make] = &[
             "Lion, bf16 momentum",
             16.0,
             Lion::new(w.vars.clone(), config)?,
+        ))
+    },
+    |w| {
+        let config = ProgramConfig::new(Program::lion()?);
+        Ok(step(
+            "Lion as a program",
+            // Two carried trees are read and written.
+            28.0,
+            ProgramOptimizer::new(w.vars.clone(), config)?,
         ))
     },
     |w| {

@@ -1,7 +1,13 @@
 //! The scenarios, by the crate that holds the method.
 
+#[cfg(feature = "flows")]
+mod flows;
+#[cfg(feature = "flows")]
+pub mod generation;
 #[cfg(feature = "graph-learning")]
 mod graph_learning;
+#[cfg(feature = "guidance")]
+mod guidance;
 #[cfg(feature = "nn")]
 mod nn;
 #[cfg(feature = "optim")]
@@ -23,11 +29,25 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         Box::new(optim::large_batch::LargeBatch),
         #[cfg(feature = "optim")]
         Box::new(optim::sso::Sso),
+        #[cfg(feature = "optim")]
+        Box::new(optim::bo_rep::BoRep),
+        #[cfg(feature = "optim")]
+        Box::new(optim::cbo::Cbo),
+        #[cfg(feature = "optim")]
+        Box::new(optim::gradsign::GradSign),
+        #[cfg(feature = "optim")]
+        Box::new(optim::opposing_signals::OpposingSignals),
         #[cfg(feature = "nn")]
         Box::new(nn::power_norm::PowerNorm),
         #[cfg(feature = "graph-learning")]
         Box::new(graph_learning::cgs::Cgs),
         #[cfg(feature = "graph-learning")]
         Box::new(graph_learning::pot::PotScenario),
+        #[cfg(feature = "flows")]
+        Box::new(flows::rectified_flow::RectifiedFlow),
+        #[cfg(feature = "guidance")]
+        Box::new(guidance::apg::Apg),
+        #[cfg(feature = "guidance")]
+        Box::new(guidance::adaptive::AdaptiveGuidanceScenario),
     ]
 }

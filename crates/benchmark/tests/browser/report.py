@@ -161,6 +161,8 @@ def page(browser, url, width, scheme, folder):
     check(font >= 9.5, f"{name}: plot text of {font} px")
     ratio, where = browser.value(CONTRAST)
     check(ratio >= 4.5, f"{name}: contrast {ratio:.2f} of `{where}`")
+    shift = browser.value("Math.max(0, ...Array.from(document.querySelectorAll('.verdict')).map((v) => Math.abs(parseFloat(getComputedStyle(v, '::before').textIndent))))")
+    check(shift == 0, f"{name}: a verdict's mark is shifted by {shift} px")
     red = browser.value("parseInt(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])")
     check((red < 128) == (scheme == "dark"), f"{name}: background follows the scheme")
     inks = browser.value("getComputedStyle(document.querySelector('figure svg polyline')).stroke")

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use thalweg_benchmark::methods::{markdown, read, PeerRatio, Published, TABLE};
 use thalweg_benchmark::registry::Registry;
+use thalweg_benchmark::training_page;
 
 /// The documentation; a packaged crate has none.
 fn docs() -> Option<PathBuf> {
@@ -20,6 +21,18 @@ fn the_committed_table_is_up_to_date() {
     assert_eq!(
         table,
         markdown(&registry, &published),
+        "`thalweg-bench methods` writes it anew"
+    );
+}
+
+#[test]
+fn the_page_of_training_steps_is_up_to_date() {
+    let Some(docs) = docs() else { return };
+    let page = fs::read_to_string(docs.join(training_page::PAGE)).unwrap();
+    let rows = training_page::rows(&docs).unwrap();
+    assert_eq!(
+        page,
+        training_page::markdown(&rows),
         "`thalweg-bench methods` writes it anew"
     );
 }

@@ -1,11 +1,15 @@
 //! Convolutional networks for small images.
 
-use super::layers::{conv, linear, normalize, Activation, BatchNormKind};
+use super::layers::{conv, finish, linear, BatchNormKind};
+use crate::activation::Activation;
+use crate::conv::Conv2d;
 use crate::init::{Fan, Gain, Initializer};
+use crate::linear::Linear;
 use crate::norm::ghost_batch::GhostBatchNorm;
+use crate::pool::{adaptive_avg_pool2d, max_pool2d};
 use crate::{Error, Result};
 use candle_core::{Module, ModuleT, Tensor};
-use candle_nn::{Conv2d, Linear, VarBuilder};
+use candle_nn::VarBuilder;
 
 /// He's normal distribution over the fan-out: what residual networks start from.
 fn he_fan_out() -> Initializer {
@@ -86,14 +90,20 @@ struct Style {
 impl Style {
     fn unit(
         &self,
-        (inputs, outputs): (usize, usize),
-        (kernel, stride): (usize, usize),
+        widths: (usize, usize),
+        shape: (usize, usize),
         activation: Activation,
         vb: VarBuilder,
     ) -> Result<Unit> {
+        let norm = self.norm.build(widths.1, vb.pp("norm"))?;
+        // A norm brings a bias of its own, and stands between the layer and its activation.
+        let conv = conv(widths, shape, norm.is_none(), self.init, vb.pp("conv"))?;
         Ok(Unit {
-            conv: conv(inputs, outputs, kernel, stride, self.init, vb.pp("conv"))?,
-            norm: self.norm.build(outputs, vb.pp("norm"))?,
+            conv: match norm {
+                Some(_) => conv,
+                None => conv.with_activation(activation),
+            },
+            norm,
             activation,
         })
     }
@@ -101,8 +111,8 @@ impl Style {
 
 impl ModuleT for Unit {
     fn forward_t(&self, x: &Tensor, train: bool) -> candle_core::Result<Tensor> {
-        let y = normalize(self.norm.as_ref(), self.conv.forward(x)?, train)?;
-        self.activation.forward(&y)
+        let y = self.conv.forward(x)?;
+        finish(self.norm.as_ref(), self.activation, y, train)
     }
 }
 
@@ -148,21 +158,22 @@ impl ModuleT for ConvNet {
                 h = halve(&h)?;
             }
         }
-        self.head.forward(&h.mean((2, 3))?)
+        self.head.forward(&global_mean(&h)?)
     }
 }
 
-/// 2x2 max pooling by reductions over the window: the gradient of candle's `max_pool2d` is a
-/// quarter of the right one. An odd side loses its last pixels, a side of one stays as it is.
+/// `[B, C]`.
+fn global_mean(x: &Tensor) -> candle_core::Result<Tensor> {
+    adaptive_avg_pool2d(x, (1, 1))?.flatten_from(1)
+}
+
+/// 2x2 max pooling; an odd side loses its last pixels, a side of one stays as it is.
 fn halve(x: &Tensor) -> candle_core::Result<Tensor> {
-    let (batch, channels, height, width) = x.dims4()?;
-    if height < 2 || width < 2 {
-        return Ok(x.clone());
+    let (_, _, height, width) = x.dims4()?;
+    match height < 2 || width < 2 {
+        true => Ok(x.clone()),
+        false => Ok(max_pool2d(x, 2.into())?),
     }
-    let (h, w) = (height / 2, width / 2);
-    let even = x.narrow(2, 0, 2 * h)?.narrow(3, 0, 2 * w)?;
-    let windows = even.reshape((batch * channels, h, 2, w, 2))?;
-    windows.max(4)?.max(2)?.reshape((batch, channels, h, w))
 }
 
 /// Configuration of [`ResNet`].
@@ -244,7 +255,7 @@ impl ModuleT for Block {
             Some(shortcut) => shortcut.forward_t(x, train)?,
             None => x.clone(),
         };
-        (y + skip)?.relu()
+        Ok(Activation::Relu.of_sum(&y, &skip)?)
     }
 }
 
@@ -295,6 +306,6 @@ impl ModuleT for ResNet {
         for block in &self.blocks {
             h = block.forward_t(&h, train)?;
         }
-        self.head.forward(&h.mean((2, 3))?)
+        self.head.forward(&global_mean(&h)?)
     }
 }

@@ -1,44 +1,15 @@
 //! What the networks are put together from.
 
+use crate::activation::Activation;
+use crate::conv::Conv2d;
 use crate::init::Initializer;
+use crate::linear::Linear;
 use crate::norm::ghost_batch::{ghost_batch_norm, GhostBatchNorm, GhostBatchNormConfig};
 use crate::norm::power::{PowerNorm, PowerNormConfig, PowerNormV, SequenceLayout};
 use crate::norm::{layer_norm, rms_norm, LayerNorm, LayerNormConfig, RmsNorm};
 use crate::Result;
 use candle_core::{Module, ModuleT, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, Linear, VarBuilder};
-
-/// A nonlinearity between layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Activation {
-    /// None.
-    Identity,
-    /// `max(x, 0)`.
-    #[default]
-    Relu,
-    /// `x Phi(x)` with the exact normal distribution function.
-    Gelu,
-    /// `x sigmoid(x)`.
-    Silu,
-    /// `tanh x`.
-    Tanh,
-}
-
-impl Module for Activation {
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        match self {
-            Activation::Identity => Ok(x.clone()),
-            Activation::Relu => x.relu(),
-            // By the error function: the gradient of candle's `gelu_erf` has only 7 digits.
-            Activation::Gelu => {
-                let phi = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?;
-                (x * phi)? * 0.5
-            }
-            Activation::Silu => x.silu(),
-            Activation::Tanh => x.tanh(),
-        }
-    }
-}
+use candle_nn::{Conv2dConfig, VarBuilder};
 
 /// A linear layer with variables `weight` `[out, in]` and, if wanted, `bias` `[out]` (drawn from
 /// PyTorch's default for biases).
@@ -60,24 +31,44 @@ pub(super) fn linear(
     Ok(Linear::new(weight, bias))
 }
 
-/// A 3x3 (or 1x1) convolution that keeps the size at stride 1, without a bias; variable `weight`
-/// `[out, in, k, k]`.
+/// A 3x3 (or 1x1) convolution that keeps the size at stride 1; variables `weight` `[out, in, k, k]`
+/// and, if wanted, `bias` `[out]`.
 pub(super) fn conv(
-    inputs: usize,
-    outputs: usize,
-    kernel: usize,
-    stride: usize,
+    (inputs, outputs): (usize, usize),
+    (kernel, stride): (usize, usize),
+    bias: bool,
     init: Initializer,
     vb: VarBuilder,
 ) -> Result<Conv2d> {
     let shape = [outputs, inputs, kernel, kernel];
     let weight = vb.get_with_hints(&shape, "weight", init.hint(&shape)?)?;
+    let bias = match bias {
+        true => {
+            let hint = Initializer::torch_bias(inputs * kernel * kernel).hint(&[outputs])?;
+            Some(vb.get_with_hints(outputs, "bias", hint)?)
+        }
+        false => None,
+    };
     let config = Conv2dConfig {
         padding: kernel / 2,
         stride,
         ..Default::default()
     };
-    Ok(Conv2d::new(weight, None, config))
+    Ok(Conv2d::new(weight, bias, config))
+}
+
+/// Applies a norm, where there is one, and an activation. Without a norm the layer before has
+/// applied the activation.
+pub(super) fn finish(
+    norm: Option<&GhostBatchNorm>,
+    activation: Activation,
+    x: Tensor,
+    train: bool,
+) -> candle_core::Result<Tensor> {
+    match norm {
+        Some(norm) => activation.forward(&norm.forward_t(&x, train)?),
+        None => Ok(x),
+    }
 }
 
 /// The normalization over a batch that follows a linear layer or a convolution.
@@ -101,18 +92,6 @@ impl BatchNormKind {
             BatchNormKind::Ghost(config) => *config,
         };
         Ok(Some(ghost_batch_norm(channels, config, vb)?))
-    }
-}
-
-/// Applies a norm where there is one.
-pub(super) fn normalize(
-    norm: Option<&GhostBatchNorm>,
-    x: Tensor,
-    train: bool,
-) -> candle_core::Result<Tensor> {
-    match norm {
-        Some(norm) => norm.forward_t(&x, train),
-        None => Ok(x),
     }
 }
 

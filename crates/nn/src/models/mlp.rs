@@ -1,11 +1,13 @@
 //! A multi-layer perceptron.
 
-use super::layers::{linear, normalize, Activation, BatchNormKind};
+use super::layers::{finish, linear, BatchNormKind};
+use crate::activation::Activation;
 use crate::init::Initializer;
+use crate::linear::Linear;
 use crate::norm::ghost_batch::GhostBatchNorm;
 use crate::{Error, Result};
 use candle_core::{Module, ModuleT, Tensor};
-use candle_nn::{Linear, VarBuilder};
+use candle_nn::VarBuilder;
 
 /// Configuration of [`Mlp`].
 #[derive(Debug, Clone, PartialEq)]
@@ -78,8 +80,14 @@ impl Mlp {
     /// [`Error::InvalidConfig`], and candle's when variables do not fit.
     pub fn new(config: &MlpConfig, vb: VarBuilder) -> Result<Self> {
         config.validate()?;
+        let last = config.widths.len() - 2;
         let make = |(i, w): (usize, &[usize])| {
-            linear(w[0], w[1], config.bias, config.init, vb.pp("layers").pp(i))
+            let layer = linear(w[0], w[1], config.bias, config.init, vb.pp("layers").pp(i))?;
+            // A norm stands between the layer and its activation.
+            Ok(match i < last && config.norm == BatchNormKind::None {
+                true => layer.with_activation(config.activation),
+                false => layer,
+            })
         };
         let layers: Result<Vec<Linear>> = config.widths.windows(2).enumerate().map(make).collect();
         let hidden = &config.widths[1..config.widths.len() - 1];
@@ -102,9 +110,7 @@ impl ModuleT for Mlp {
         for (i, layer) in self.layers.iter().enumerate() {
             h = layer.forward(&h)?;
             if let Some(norm) = self.norms.get(i) {
-                h = self
-                    .activation
-                    .forward(&normalize(norm.as_ref(), h, train)?)?;
+                h = finish(norm.as_ref(), self.activation, h, train)?;
             }
         }
         Ok(h)

@@ -1,13 +1,16 @@
 //! A small causal transformer language model.
 
-use super::layers::{linear, Activation, TokenNorm, TokenNormLayer};
+use super::layers::{linear, TokenNorm, TokenNormLayer};
+use crate::activation::Activation;
+use crate::attention::{multi_head_attention, AttentionConfig};
+use crate::embedding::rows_of;
 use crate::init::{Gain, Initializer};
+use crate::linear::Linear;
 use crate::norm::power::PowerNorm;
 use crate::norm::LayerNormConfig;
-use crate::softmax::softmax;
 use crate::{Error, Result};
-use candle_core::{DType, Device, Module, ModuleT, Tensor, D};
-use candle_nn::{Linear, VarBuilder};
+use candle_core::{DType, Module, ModuleT, Tensor};
+use candle_nn::VarBuilder;
 
 /// Configuration of [`TransformerLm`].
 #[derive(Debug, Clone, PartialEq)]
@@ -111,23 +114,14 @@ impl Attention {
         })
     }
 
-    /// `mask` `[T, T]` is added to the scores.
-    fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let (batch, time, dim) = x.dims3()?;
-        let width = dim / self.heads;
-        let split = |t: Tensor| -> Result<Tensor> {
-            let heads = t.reshape((batch, time, self.heads, width))?;
-            Ok(heads.transpose(1, 2)?.contiguous()?)
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (q, k) = (self.query.forward(x)?, self.key.forward(x)?);
+        let v = self.value.forward(x)?;
+        let causal = AttentionConfig {
+            causal: true,
+            ..Default::default()
         };
-        let q = split((self.query.forward(x)? * (width as f64).powf(-0.5))?)?;
-        let k = split(self.key.forward(x)?)?;
-        let v = split(self.value.forward(x)?)?;
-        let scores = q.matmul(&k.transpose(2, 3)?.contiguous()?)?;
-        let weights = softmax(&scores.broadcast_add(mask)?, D::Minus1)?;
-        let mixed = weights
-            .matmul(&v)?
-            .transpose(1, 2)?
-            .reshape((batch, time, dim))?;
+        let mixed = multi_head_attention(&q, &k, &v, self.heads, &causal)?;
         Ok(self.output.forward(&mixed)?)
     }
 }
@@ -139,7 +133,6 @@ struct Block {
     inner: Linear,
     outer: Linear,
     feed_forward_norm: TokenNormLayer,
-    activation: Activation,
     pre_norm: bool,
 }
 
@@ -150,26 +143,25 @@ impl Block {
         Ok(Self {
             attention: Attention::new(config, vb.pp("attention"))?,
             attention_norm: config.norm.build(dim, vb.pp("attention_norm"))?,
-            inner: linear(dim, hidden, true, init, vb.pp("inner"))?,
+            inner: linear(dim, hidden, true, init, vb.pp("inner"))?
+                .with_activation(config.activation),
             outer: linear(hidden, dim, true, init, vb.pp("outer"))?,
             feed_forward_norm: config.norm.build(dim, vb.pp("feed_forward_norm"))?,
-            activation: config.activation,
             pre_norm: config.pre_norm,
         })
     }
 
     fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
-        let hidden = self.activation.forward(&self.inner.forward(x)?)?;
-        Ok(self.outer.forward(&hidden)?)
+        Ok(self.outer.forward(&self.inner.forward(x)?)?)
     }
 
-    fn forward(&self, x: &Tensor, mask: &Tensor, train: bool) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let (first, second) = (&self.attention_norm, &self.feed_forward_norm);
         if self.pre_norm {
-            let x = (x + self.attention.forward(&first.forward_t(x, train)?, mask)?)?;
+            let x = (x + self.attention.forward(&first.forward_t(x, train)?)?)?;
             return Ok((&x + self.feed_forward(&second.forward_t(&x, train)?)?)?);
         }
-        let x = first.forward_t(&(x + self.attention.forward(x, mask)?)?, train)?;
+        let x = first.forward_t(&(x + self.attention.forward(x)?)?, train)?;
         Ok(second.forward_t(&(&x + self.feed_forward(&x)?)?, train)?)
     }
 }
@@ -227,20 +219,20 @@ impl TransformerLm {
     /// norms.
     pub fn forward(&self, tokens: &Tensor, train: bool) -> Result<Tensor> {
         let longest = self.positions.dim(0)?;
-        let (batch, time) = match tokens.dims() {
-            [batch, time] if *batch > 0 && (1..=longest).contains(time) => (*batch, *time),
+        let time = match tokens.dims() {
+            [batch, time] if *batch > 0 && (1..=longest).contains(time) => *time,
             other => {
                 let expected = format!("[B, T] with T from 1 to {longest}");
                 return Err(Error::shape("tokens", other, expected));
             }
         };
-        let flat = tokens.flatten_all()?;
-        check_tokens(&flat, self.tokens.dim(0)?)?;
-        let words = self.tokens.embedding(&flat)?.reshape((batch, time, ()))?;
+        if tokens.dtype() != DType::U32 {
+            return Err(Error::dtype("tokens", tokens.dtype(), "U32"));
+        }
+        let words = rows_of(&self.tokens, tokens)?;
         let mut h = words.broadcast_add(&self.positions.narrow(0, 0, time)?)?;
-        let mask = causal_mask(time, h.dtype(), h.device())?;
         for block in &self.blocks {
-            h = block.forward(&h, &mask, train)?;
+            h = block.forward(&h, train)?;
         }
         if let Some(norm) = &self.norm {
             h = norm.forward_t(&h, train)?;
@@ -263,35 +255,4 @@ impl ModuleT for TransformerLm {
     fn forward_t(&self, tokens: &Tensor, train: bool) -> candle_core::Result<Tensor> {
         Ok(self.forward(tokens, train)?)
     }
-}
-
-fn check_tokens(tokens: &Tensor, vocabulary: usize) -> Result<()> {
-    if tokens.dtype() != DType::U32 {
-        return Err(Error::dtype("tokens", tokens.dtype(), "U32"));
-    }
-    if !tokens.device().is_cpu() {
-        return Ok(());
-    }
-    let values = tokens.to_vec1::<u32>()?;
-    match values.iter().position(|t| *t as usize >= vocabulary) {
-        Some(position) => Err(Error::LabelOutOfRange {
-            label: i64::from(values[position]),
-            position,
-            classes: vocabulary,
-        }),
-        None => Ok(()),
-    }
-}
-
-/// `-inf` where the column lies after the row.
-fn causal_mask(time: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-    let value = |i: usize| {
-        if i % time > i / time {
-            f32::NEG_INFINITY
-        } else {
-            0.0
-        }
-    };
-    let mask: Vec<f32> = (0..time * time).map(value).collect();
-    Ok(Tensor::from_vec(mask, (time, time), device)?.to_dtype(dtype)?)
 }

@@ -1,8 +1,18 @@
 //! Layer norm and RMS norm over the last dimension, with a gradient.
+//!
+//! ```text
+//! h  = (x - mean) r,   r = 1 / sqrt(mean (x - mean)^2 + eps),   y = h weight + bias
+//! g  = dy weight,      dx = r (g - mean g - h mean(g h))
+//! ```
+//!
+//! RMS norm is the same without the two means of `x` and `g`.
 
+use super::fused::{self, Rows};
+use crate::kernel::has_kernel;
 use crate::{Error, Result};
 use candle_core::{DType, Module, Tensor, D};
 use candle_nn::{Init, VarBuilder};
+use tensor_core::autograd::keeps_graph;
 
 /// Configuration of [`LayerNorm`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -45,9 +55,10 @@ pub(super) fn check_eps(field: &'static str, eps: f64) -> Result<()> {
 /// Layer norm (Ba, Kiros, Hinton 2016): `y = (x - mean) / sqrt(var + eps) * weight + bias` with
 /// mean and (biased) variance over the last dimension of each row.
 ///
-/// The same parameter names and shapes as candle_nn's, whose fused path returns no gradient. Built
-/// from candle operations: any device, gradients of any order; the variance is taken from
-/// deviations, so `|mean| >> std` loses nothing. f16 and bf16 are computed in f32.
+/// The same parameter names and shapes as candle_nn's, whose fused path returns no gradient. One
+/// pass over memory forward and one backward on the CPU in f32 and f64; candle operations on other
+/// devices and where gradients keep their graph, differentiable any number of times. The variance
+/// is taken from deviations, so `|mean| >> std` loses nothing. f16 and bf16 are computed in f32.
 #[derive(Debug, Clone)]
 pub struct LayerNorm {
     weight: Tensor,
@@ -109,6 +120,13 @@ impl LayerNorm {
 impl Module for LayerNorm {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let x_wide = rows(x, &self.weight)?;
+        if is_fused(x, &self.weight)? {
+            let rows = Rows {
+                eps: self.config.eps,
+                remove_mean: self.config.remove_mean,
+            };
+            return Ok(fused::normalize(x, &self.weight, self.bias.as_ref(), rows)?);
+        }
         let centered = match self.config.remove_mean {
             true => x_wide.broadcast_sub(&x_wide.mean_keepdim(D::Minus1)?)?,
             false => x_wide,
@@ -124,8 +142,8 @@ impl Module for LayerNorm {
 /// RMS norm (Zhang, Sennrich 2019): `y = x / sqrt(mean(x^2) + eps) * weight` over the last
 /// dimension.
 ///
-/// The same parameter name and shape as candle_nn's, whose forward returns no gradient. Built from
-/// candle operations: any device, gradients of any order; f16 and bf16 are computed in f32.
+/// The same parameter name and shape as candle_nn's, whose forward returns no gradient; paths as
+/// those of [`LayerNorm`].
 #[derive(Debug, Clone)]
 pub struct RmsNorm {
     weight: Tensor,
@@ -162,8 +180,20 @@ impl RmsNorm {
 
 impl Module for RmsNorm {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        scale(&rows(x, &self.weight)?, self.eps, x.dtype(), &self.weight)
+        let wide = rows(x, &self.weight)?;
+        if is_fused(x, &self.weight)? {
+            let rows = Rows {
+                eps: self.eps,
+                remove_mean: false,
+            };
+            return Ok(fused::normalize(x, &self.weight, None, rows)?);
+        }
+        scale(&wide, self.eps, x.dtype(), &self.weight)
     }
+}
+
+fn is_fused(x: &Tensor, weight: &Tensor) -> Result<bool> {
+    Ok(has_kernel(x) && weight.dtype() == x.dtype() && !keeps_graph()?)
 }
 
 /// `x` in the dtype to compute in, its last dimension checked against the weight.

@@ -157,3 +157,82 @@ fn bad_input_is_named() {
         "{error}"
     );
 }
+
+/// The definition, row by row.
+fn smoothed(logits: &[f64], label: usize, smoothing: f64) -> f64 {
+    let classes = logits.len() as f64;
+    let log_sum = logits.iter().map(|x| x.exp()).sum::<f64>().ln();
+    let even: f64 = logits.iter().map(|x| log_sum - x).sum::<f64>() / classes;
+    (1.0 - smoothing) * (log_sum - logits[label]) + smoothing * even
+}
+
+#[test]
+fn smoothing_and_ignored_labels_are_their_definitions() {
+    use nn::loss::{cross_entropy_with, CrossEntropyConfig};
+    let x = Var::from_tensor(&normal(4, &[5, 6], DType::F64)).unwrap();
+    let labels = Tensor::new(&[3i64, -100, 0, 5, -100], &CPU).unwrap();
+    let rows = x.to_vec2::<f64>().unwrap();
+    for smoothing in [0.0, 0.1, 1.0] {
+        let config = |reduction| CrossEntropyConfig {
+            reduction,
+            label_smoothing: smoothing,
+            ignore_index: Some(-100),
+        };
+        let loss = |r| cross_entropy_with(&x, &labels, &config(r)).unwrap();
+        let each = values(&loss(Reduction::None));
+        let exact = [(0, 3), (2, 0), (3, 5)].map(|(i, l)| smoothed(&rows[i], l, smoothing));
+        assert_eq!((each[1], each[4]), (0.0, 0.0));
+        for (ours, exact) in [each[0], each[2], each[3]].iter().zip(exact) {
+            assert!((ours - exact).abs() < 1e-12);
+        }
+        let sum: f64 = exact.iter().sum();
+        assert!((values(&loss(Reduction::Sum))[0] - sum).abs() < 1e-12);
+        assert!((values(&loss(Reduction::Mean))[0] - sum / 3.0).abs() < 1e-12);
+        for reduction in [Reduction::Mean, Reduction::Sum] {
+            let error = check_gradients(&[&x], || loss(reduction));
+            assert!(error < 1e-9, "{error}");
+        }
+        let grads = loss(Reduction::Mean).backward().unwrap();
+        let dx = grads.get(&x).unwrap().to_vec2::<f64>().unwrap();
+        assert!(dx[1].iter().chain(&dx[4]).all(|g| *g == 0.0));
+    }
+    let none = Tensor::new(&[-100i64; 5], &CPU).unwrap();
+    let config = CrossEntropyConfig {
+        ignore_index: Some(-100),
+        ..Default::default()
+    };
+    assert!(cross_entropy_with(&x, &none, &config).is_err());
+    let bad = CrossEntropyConfig {
+        label_smoothing: 1.5,
+        ..Default::default()
+    };
+    assert!(cross_entropy_with(&x, &none, &bad).is_err());
+}
+
+#[test]
+fn soft_labels_are_their_definition() {
+    use nn::loss::soft_cross_entropy;
+    let x = Var::from_tensor(&normal(4, &[2, 3, 6], DType::F64)).unwrap();
+    let t = normal(5, &[2, 3, 6], DType::F64).abs().unwrap();
+    let exact = (log_softmax(&x.as_detached_tensor(), 2).unwrap() * &t).unwrap();
+    let exact = exact.sum(2).unwrap().neg().unwrap();
+    let ours = soft_cross_entropy(&x, &t, Reduction::None).unwrap();
+    assert!(distance(&ours, &exact) < 1e-12);
+    let error = check_gradients(&[&x], || {
+        soft_cross_entropy(&x, &t, Reduction::Mean).unwrap()
+    });
+    assert!(error < 1e-9, "{error}");
+    // Targets that are part of a graph get their gradient too.
+    let t = Var::from_tensor(&t).unwrap();
+    let error = check_gradients(&[&t], || {
+        soft_cross_entropy(&x, &t, Reduction::Sum).unwrap()
+    });
+    assert!(error < 1e-9, "{error}");
+    // A forbidden class of target 0 has no say.
+    let x = Tensor::new(&[[0f32, f32::NEG_INFINITY]], &CPU).unwrap();
+    let t = Tensor::new(&[[1f32, 0.0]], &CPU).unwrap();
+    let loss = soft_cross_entropy(&x, &t, Reduction::Mean).unwrap();
+    assert_eq!(loss.to_scalar::<f32>().unwrap(), 0.0);
+    let flat = normal(1, &[6], DType::F64);
+    assert!(soft_cross_entropy(&flat, &flat, Reduction::Mean).is_err());
+}

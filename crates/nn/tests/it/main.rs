@@ -3,13 +3,18 @@
 
 extern crate thalweg_nn as nn;
 
+mod conv;
+mod dense;
 mod ghost;
+mod images;
 mod init;
 mod layers;
 mod losses;
+mod memory;
 mod models;
 mod power;
 mod reference;
 mod second_order;
 mod stable;
 mod support;
+mod tokens;

@@ -259,6 +259,58 @@ fn a_conv_net_learns_to_tell_stripes() {
 }
 
 #[test]
+fn unet_keeps_sizes_and_is_told_level_and_class() {
+    let vars = vars();
+    let config = UNetConfig {
+        channels: vec![2, 4],
+        groups: 2,
+        embedding: 4,
+        classes: Some(3),
+        ..Default::default()
+    };
+    let net = UNet::new(&config, vars.builder(DType::F64, &CPU)).unwrap();
+    let x = normal(1, &[2, 1, 7, 6], DType::F64);
+    let level = Tensor::new(&[0.1f64, 0.9], &CPU).unwrap();
+    let labels = Tensor::new(&[2u32, 0], &CPU).unwrap();
+    let run = |level: &Tensor, labels: Option<&Tensor>| net.forward(&x, level, labels).unwrap();
+    let y = run(&level, Some(&labels));
+    assert_eq!(y.dims(), x.dims());
+    let sum = y.sum_all().unwrap().backward().unwrap();
+    for (name, var) in vars.trainable() {
+        assert!(sum.get(&var).is_some(), "{name}");
+    }
+    gradients_are_right(&vars, || {
+        run(&level, Some(&labels)).flatten_from(1).unwrap()
+    });
+    assert_ne!(values(&y), values(&run(&level, None)));
+    assert_ne!(
+        values(&y),
+        values(&run(&(&level * 0.5).unwrap(), Some(&labels)))
+    );
+    let none = Tensor::new(&[3u32, 3], &CPU).unwrap();
+    assert_eq!(
+        values(&run(&level, None)),
+        values(&run(&level, Some(&none)))
+    );
+
+    let outside = Tensor::new(&[4u32, 0], &CPU).unwrap();
+    assert!(net.forward(&x, &level, Some(&outside)).is_err());
+    assert!(net.forward(&x, &level.get(0).unwrap(), None).is_err());
+    let plain = UNetConfig {
+        classes: None,
+        ..config.clone()
+    };
+    let plain = UNet::new(&plain, self::vars().builder(DType::F64, &CPU)).unwrap();
+    assert!(plain.forward(&x, &level, Some(&labels)).is_err());
+    let bad = UNetConfig {
+        channels: vec![3],
+        ..config
+    };
+    let error = UNet::new(&bad, self::vars().builder(DType::F64, &CPU)).unwrap_err();
+    assert!(matches!(error, Error::InvalidConfig { .. }));
+}
+
+#[test]
 fn bad_configurations_and_inputs_are_named() {
     let vb = || vars().builder(DType::F32, &CPU);
     let refused =

@@ -3,10 +3,15 @@
 use crate::support::{normal, CPU};
 use candle_core::{DType, Module, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
-use nn::loss::{cross_entropy, Reduction};
+use nn::activation::Activation;
+use nn::attention::{multi_head_attention, AttentionConfig};
+use nn::linear::linear_activation;
+use nn::loss::{cross_entropy, cross_entropy_with, CrossEntropyConfig, Reduction};
 use nn::norm::ghost_batch::{ghost_batch_norm, GhostBatchNormConfig};
 use nn::norm::power::{PowerNormConfig, PowerNormV};
-use nn::norm::{LayerNorm, LayerNormConfig, RmsNorm};
+use nn::norm::{GroupNorm, LayerNorm, LayerNormConfig, RmsNorm};
+use nn::pool::max_pool2d;
+use nn::resample::upsample_bilinear2d;
 use nn::softmax::softmax;
 use nn::stablemax::{stablemax, stablemax_cross_entropy, StableMaxConfig};
 use std::process::Command;
@@ -53,6 +58,33 @@ fn check() {
     };
     let power = PowerNormV::new(4, power, vb()).unwrap();
     let config = StableMaxConfig::default();
+    let square = normal(5, &[4, 4], DType::F64);
+    let conv = nn::conv::Conv1d::new(
+        normal(6, &[4, 3, 3], DType::F64),
+        Some(normal(7, &[4], DType::F64)),
+        candle_nn::Conv1dConfig {
+            padding: 1,
+            ..Default::default()
+        },
+    );
+    let conv = conv.with_activation(Activation::Silu);
+    let back =
+        nn::conv::ConvTranspose1d::new(normal(8, &[4, 3, 1], DType::F64), None, Default::default());
+    let group = GroupNorm::new(
+        normal(9, &[2], DType::F64),
+        normal(10, &[2], DType::F64),
+        1,
+        1e-5,
+    );
+    let group = group.unwrap();
+    let causal = AttentionConfig {
+        causal: true,
+        ..Default::default()
+    };
+    let smoothed = CrossEntropyConfig {
+        label_smoothing: 0.1,
+        ..Default::default()
+    };
     // Cubed, so that no second derivative is constant.
     let cube = |y: Tensor| (y.powf(3.0)? * &c)?.sum_all();
     type F<'a> = Box<dyn Fn() -> candle_core::Result<Tensor> + 'a>;
@@ -71,6 +103,42 @@ fn check() {
         ),
         ("PN-V", Box::new(|| cube(power.forward(&x, None)?))),
         (
+            "linear",
+            Box::new(|| {
+                let y = linear_activation(&x, &square, None, Activation::Gelu)?;
+                cube(linear_activation(&y, &square, None, Activation::Tanh)?)
+            }),
+        ),
+        (
+            "convolution",
+            Box::new(|| {
+                let y = Module::forward(&conv, &x.reshape((2, 3, 4))?)?;
+                cube(Module::forward(&back, &y)?.reshape((6, 4))?)
+            }),
+        ),
+        (
+            "group norm",
+            Box::new(|| cube(group.forward(&x.reshape((3, 2, 4))?)?.reshape((6, 4))?)),
+        ),
+        (
+            "attention",
+            Box::new(|| {
+                let t = x.reshape((2, 3, 4))?;
+                cube(multi_head_attention(&t, &t, &t, 2, &causal)?.reshape((6, 4))?)
+            }),
+        ),
+        (
+            "pooling and resampling",
+            Box::new(|| {
+                let y = max_pool2d(&x.reshape((1, 1, 6, 4))?, 2.into())?;
+                cube(upsample_bilinear2d(&y, (6, 4), false)?.reshape((6, 4))?)
+            }),
+        ),
+        (
+            "smoothed cross entropy",
+            Box::new(|| Ok(cross_entropy_with(&x, &labels, &smoothed)?)),
+        ),
+        (
             "cross entropy",
             Box::new(|| Ok(cross_entropy(&x, &labels, Reduction::Mean)?)),
         ),
@@ -86,6 +154,12 @@ fn check() {
             }),
         ),
     ];
+    for activation in crate::dense::ALL {
+        let f = || cube(activation.forward(&x)?);
+        let vars = [("x".to_string(), x.clone())];
+        let error = check_second_order(f, &vars, std::slice::from_ref(&v), 1e-5);
+        error.unwrap_or_else(|e| panic!("{activation:?}: {e}"));
+    }
     for (name, f) in functions {
         let vars = [("x".to_string(), x.clone())];
         let error = check_second_order(f, &vars, std::slice::from_ref(&v), 1e-5);

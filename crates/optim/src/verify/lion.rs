@@ -1,6 +1,7 @@
-//! The reference of `lion`: the authors' class on small tensors, and half-precision momentum.
+//! The reference of `lion`: the authors' class on small tensors, half-precision momentum, programs.
 
 use super::{bad, json_number, rows, step_on};
+use crate::discovery::{CompiledProgram, Program, Signature};
 use crate::lion::{Lion, LionConfig};
 use crate::{ParamGroup, Result, Stateful};
 use candle_core::{DType, Tensor, Var};
@@ -8,9 +9,10 @@ use serde_json::Value;
 use tensor_core::verify::{Reference, Tolerance};
 
 const TOLERANCE: Tolerance = Tolerance::Mixed(1e-12);
+const PROGRAM: Tolerance = Tolerance::Mixed(1e-10);
 
 /// Checks every run with groups (metadata `NAME.groups`) and every run with half-precision momentum
-/// (tensors `NAME.momentum_as_f32`); names the `prog.*` tensors as uncovered.
+/// (tensors `NAME.momentum_as_f32`), and every program (`NAME.w_final`).
 ///
 /// # Errors
 /// An error when the file lacks an input; a difference is a failed comparison instead.
@@ -22,11 +24,37 @@ pub fn lion(reference: &mut Reference) -> Result<()> {
     for run in reference.cases(".momentum_as_f32") {
         half_precision(reference, &run)?;
     }
-    for name in reference.names() {
-        if name.starts_with("prog.") {
-            reference.uncovered(&name, "program search")?;
-        }
+    for case in reference.cases(".w_final") {
+        program(reference, &case)?;
     }
+    Ok(())
+}
+
+/// Runs the text of a program (metadata `CASE.text`) over the file's gradients, with the carried
+/// trees zero at the start.
+fn program(reference: &mut Reference, case: &str) -> Result<()> {
+    let text = reference.text(&format!("{case}.text"))?;
+    let signature = Signature::optimizer();
+    let source = Program::parse(text)?;
+    let compiled = CompiledProgram::new(&source, &signature)?;
+    let mut w = reference.input(&format!("{case}.w0"))?.values;
+    let n = w.len();
+    let grads = rows(&reference.input(&format!("{case}.g"))?)?;
+    let schedule = reference.input(&format!("{case}.lr"))?.values;
+    let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
+    let mut found: [Vec<f64>; 3] = Default::default();
+    for (g, lr) in grads.iter().zip(schedule) {
+        let outputs = compiled.evaluate::<f64>(&[&w, &g.values, &m, &v], &[lr], &[n])?;
+        for (found, output) in found.iter_mut().zip(&outputs) {
+            found.extend(output);
+        }
+        w.iter_mut().zip(&outputs[0]).for_each(|(w, u)| *w -= u);
+        (m, v) = (outputs[1].clone(), outputs[2].clone());
+    }
+    for (part, values) in ["update", "m", "v"].iter().zip(&found) {
+        reference.compare(&format!("{case}.{part}"), values, PROGRAM)?;
+    }
+    reference.compare(&format!("{case}.w_final"), &w, PROGRAM)?;
     Ok(())
 }
 

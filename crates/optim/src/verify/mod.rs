@@ -3,15 +3,23 @@
 //! Each runs this crate on the file's inputs with the file's hyper-parameters and compares with
 //! the file's outputs. Cases, counts and shapes are discovered in the file.
 
+mod bo_rep;
+mod cbo;
+mod gradsign;
 mod large_batch;
 mod lion;
+mod opposing_signals;
 mod perp_grad;
 mod sharpness;
 mod spam;
 mod sso;
 
+pub use bo_rep::bo_rep;
+pub use cbo::cbo;
+pub use gradsign::gradsign;
 pub use large_batch::large_batch;
 pub use lion::lion;
+pub use opposing_signals::opposing_signals;
 pub use perp_grad::perp_grad;
 pub use sharpness::sharpness;
 pub use spam::spam;

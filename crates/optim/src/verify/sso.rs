@@ -11,7 +11,7 @@ use tensor_core::verify::{Reference, Tolerance};
 
 const TOLERANCE: Tolerance = Tolerance::Mixed(1e-9);
 
-/// Checks every run (a prefix with `.W0`) and the surrogates `paper.*`.
+/// Checks every run (a prefix with `.W0`) and the surrogates (a prefix with `.surrogate_sq`).
 ///
 /// # Errors
 /// An error when the file lacks an input; a difference is a failed comparison instead.
@@ -19,8 +19,8 @@ pub fn sso(reference: &mut Reference) -> Result<()> {
     for case in reference.cases(".W0") {
         run(reference, &case)?;
     }
-    if reference.has("paper.f") {
-        paper(reference)?;
+    for case in reference.cases(".surrogate_sq") {
+        paper(reference, &case)?;
     }
     Ok(())
 }
@@ -132,20 +132,22 @@ fn run(reference: &mut Reference, case: &str) -> Result<()> {
     Ok(())
 }
 
-fn paper(reference: &mut Reference) -> Result<()> {
-    let eta: f64 = reference.number("paper_eta")?;
-    let f = Var::from_tensor(&reference.input("paper.f")?.tensor(DType::F64)?)?;
-    let f_t = reference.input("paper.f_t")?.tensor(DType::F64)?;
-    let g = reference.input("paper.g")?.tensor(DType::F64)?;
+fn paper(reference: &mut Reference, case: &str) -> Result<()> {
+    let eta: f64 = reference.number(&format!("{case}_eta"))?;
+    let f = Var::from_tensor(&reference.input(&format!("{case}.f"))?.tensor(DType::F64)?)?;
+    let f_t = reference
+        .input(&format!("{case}.f_t"))?
+        .tensor(DType::F64)?;
+    let g = reference.input(&format!("{case}.g"))?.tensor(DType::F64)?;
     let squared = surrogate_squared(&f, &f_t, &g, eta)?;
     let value = squared.to_scalar::<f64>()?;
-    reference.compare("paper.surrogate_sq", &[value], TOLERANCE)?;
+    reference.compare(&format!("{case}.surrogate_sq"), &[value], TOLERANCE)?;
     let grads = squared.backward()?;
     let grad = grads
         .get(&f)
         .ok_or_else(|| bad(reference, "the surrogate gives no gradient"))?;
-    reference.compare_tensor("paper.grad_sq", grad, TOLERANCE)?;
+    reference.compare_tensor(&format!("{case}.grad_sq"), grad, TOLERANCE)?;
     let kl = surrogate_kl(&f, &f_t, &g, eta)?.to_scalar::<f64>()?;
-    reference.compare("paper.surrogate_kl", &[kl], TOLERANCE)?;
+    reference.compare(&format!("{case}.surrogate_kl"), &[kl], TOLERANCE)?;
     Ok(())
 }

@@ -10,9 +10,59 @@ use tensor_core::params::Params;
 fn reference() {
     let report = verify("lion", optim::verify::lion);
     assert_passed(&report, |_| false);
-    assert_eq!(report.comparisons.len(), 3 * 2 + 2);
-    let only_programs = |(name, _): &(String, String)| name.starts_with("prog.");
-    assert!(report.uncovered.iter().all(only_programs));
+    assert_eq!(report.comparisons.len(), 3 * 2 + 2 + 4 * 4);
+    assert!(report.uncovered.is_empty());
+}
+
+#[test]
+fn the_cautious_variant_moves_what_agrees() {
+    for dtype in [DType::F32, DType::F64] {
+        let params = named_params(1, dtype);
+        let cautious = LionConfig {
+            cautious: true,
+            ..config()
+        };
+        let mut optimizer = lion(&params, cautious.clone());
+        let mut momentum: Vec<Tensor> = params
+            .iter()
+            .map(|(_, v)| v.zeros_like().unwrap())
+            .collect();
+        for t in 0..5 {
+            let before: Vec<Vec<f64>> = params.iter().map(|(_, v)| values(v)).collect();
+            let grads = gradients(&params, 2, t);
+            optimizer.step(&grads).unwrap();
+            for (((_, var), m), before) in params.iter().zip(&mut momentum).zip(before) {
+                let g = grads.get(var).unwrap();
+                let c = ((&*m * 0.9).unwrap() + (g * (1.0 - 0.9)).unwrap()).unwrap();
+                let (cs, gs) = (values(&c), values(g));
+                let agrees = |i: usize| cs[i] * gs[i] > 0.0;
+                let count = (0..cs.len()).filter(|i| agrees(*i)).count();
+                let scale = cs.len() as f64 / count as f64;
+                let expected: Vec<f64> = (0..cs.len())
+                    .map(|i| {
+                        let sign = if agrees(i) {
+                            scale * cs[i].signum()
+                        } else {
+                            0.0
+                        };
+                        before[i] - 1e-2 * (sign + 0.1 * before[i])
+                    })
+                    .collect();
+                assert_close(&values(var), &expected, 1e-6);
+                *m = ((&*m * 0.99).unwrap() + (g * (1.0 - 0.99)).unwrap()).unwrap();
+            }
+        }
+        // A group without it beside one with it moves as ever.
+        let (a, b) = (named_params(3, dtype), named_params(3, dtype));
+        let groups = vec![
+            ParamGroup::named(a[..2].to_vec(), config()),
+            ParamGroup::named(a[2..].to_vec(), cautious.clone()),
+        ];
+        run(&mut Lion::with_groups(groups).unwrap(), &a, 4, 0..3);
+        run(&mut lion(&b, config()), &b, 4, 0..3);
+        assert_eq!(all_bits(&a[..2]), all_bits(&b[..2]));
+        assert_ne!(all_bits(&a[2..]), all_bits(&b[2..]));
+    }
 }
 
 fn config() -> LionConfig {

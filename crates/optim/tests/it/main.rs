@@ -5,10 +5,15 @@ extern crate thalweg_optim as optim;
 
 mod adamw;
 mod allocations;
+mod bilevel;
+mod consensus;
+mod discovery;
 mod gradients;
+mod gradsign;
 mod large_batch;
 mod lion;
 mod nonfinite;
+mod opposing_signals;
 mod perp_grad;
 mod schedule;
 mod sgd;

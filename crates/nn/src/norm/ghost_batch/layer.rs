@@ -258,7 +258,8 @@ impl GhostBatchNorm {
             plan.forward(View::new(x)?.slice::<T>()?)
         };
         self.update_running(&groups, geometry, &moments)?;
-        let backward = move |[x, weight, bias]: [&Tensor; 3], grad: &Tensor| {
+        let backward = move |arguments: &[&Tensor], _: &Tensor, grad: &Tensor| {
+            let (x, weight) = (arguments[0], arguments[1]);
             let w = host(weight)?;
             let plan = Plan {
                 geometry,
@@ -268,16 +269,15 @@ impl GhostBatchNorm {
                 eps,
                 remove_mean,
             };
-            let grad = grad.contiguous()?;
             let (dx, sums) = {
-                let (x, dy) = (View::new(x)?, View::new(&grad)?);
+                let (x, dy) = (View::new(x)?, View::new(grad)?);
                 plan.backward::<T>(x.slice()?, dy.slice()?, &moments)
             };
-            let (dtype, device) = (bias.dtype(), bias.device());
-            Ok([
-                tensor(dx, x.shape())?,
-                vector(sums.second, dtype, device)?,
-                vector(sums.first, dtype, device)?,
+            let (dtype, device) = (weight.dtype(), weight.device());
+            Ok(vec![
+                Some(tensor(dx, x.shape())?),
+                Some(vector(sums.second, dtype, device)?),
+                Some(vector(sums.first, dtype, device)?),
             ])
         };
         let node = Computed::new("ghost-batch-norm", y, x.shape(), backward);

@@ -4,7 +4,7 @@ use super::config::{BackwardDenominator, PowerNormConfig};
 use super::kernel::{self, Affine, Extent, InputGradient};
 use super::rows::Rows;
 use super::state::{check_finite, next_phi, State, BACKWARD_HINT, FORWARD_HINT};
-use crate::kernel::{host, tensor, vector, Computed, Scalar, View};
+use crate::kernel::{host, tensor, vector, Computed, Gradients, Scalar, View};
 use crate::Result;
 use candle_core::{DType, Tensor};
 use std::sync::Arc;
@@ -64,7 +64,8 @@ fn typed<T: Scalar>(
         }
     };
     let (config, state) = (config.clone(), state.clone());
-    let backward = move |[x, weight, _]: [&Tensor; 3], grad: &Tensor| {
+    let backward = move |arguments: &[&Tensor], _: &Tensor, grad: &Tensor| {
+        let (x, weight) = (arguments[0], arguments[1]);
         backward(&config, &state, extent, &saved, x, weight, grad)
     };
     let shape = rows.x.shape();
@@ -212,7 +213,7 @@ fn backward<T: Scalar>(
     x: &Tensor,
     weight: &Tensor,
     grad: &Tensor,
-) -> Result<[Tensor; 3]> {
+) -> Gradients {
     let _guard = state.lock();
     let w = host(weight)?;
     let nu = match saved.gamma {
@@ -224,10 +225,9 @@ fn backward<T: Scalar>(
         |f: &dyn Fn(usize) -> f64| -> Vec<T> { (0..w.len()).map(|c| T::from_f64(f(c))).collect() };
     let a = columns(&|c| w[c] * saved.inv_q[c]);
     let b = columns(&|c| keep * nu[c] * saved.inv_d[c] * saved.inv_q[c]);
-    let grad = grad.contiguous()?;
     let mut dx = vec![T::ZERO; grad.elem_count()];
     let sums = {
-        let (x, grad) = (View::new(x)?, View::new(&grad)?);
+        let (x, grad) = (View::new(x)?, View::new(grad)?);
         let gradient = InputGradient { a: &a, b: &b };
         kernel::backward(
             x.slice()?,
@@ -260,9 +260,9 @@ fn backward<T: Scalar>(
         State::set(&state.ema_gz, next)?;
     }
     let (dtype, device) = (x.dtype(), x.device());
-    Ok([
-        tensor(dx, x.shape())?,
-        vector(dweight, dtype, device)?,
-        vector(sums.dy, dtype, device)?,
+    Ok(vec![
+        Some(tensor(dx, x.shape())?),
+        Some(vector(dweight, dtype, device)?),
+        Some(vector(sums.dy, dtype, device)?),
     ])
 }

@@ -56,6 +56,20 @@ impl Buffer {
         })
     }
 
+    fn sample(&self, stride: usize) -> Result<Vec<f64>> {
+        Ok(match self {
+            Self::F32(data) => data.iter().step_by(stride).map(|x| (*x).into()).collect(),
+            Self::F64(data) => data.iter().step_by(stride).copied().collect(),
+            Self::Bf16(data) => data.iter().step_by(stride).map(|x| x.to_f64()).collect(),
+            Self::Device(data) => {
+                let places: Vec<u32> = (0..data.elem_count() as u32).step_by(stride).collect();
+                let places = Tensor::new(places, data.device())?;
+                let picked = data.index_select(&places, 0)?.to_device(&Device::Cpu)?;
+                picked.to_dtype(DType::F64)?.to_vec1()?
+            }
+        })
+    }
+
     fn load(&mut self, tensor: &Tensor) -> Result<()> {
         let flat = tensor.flatten_all()?;
         match self {
@@ -184,6 +198,22 @@ impl<const S: usize> FusedUpdate<S> {
             .get(slot)
             .ok_or_else(|| Error::invalid("slot", slot, format!("below {S}")))?;
         buffer.tensor(&entry.state_shape())
+    }
+
+    /// Every `stride`-th entry of state `slot` of tensor `i`, from the first on: for statistics that
+    /// need no copy of all.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a slot that does not exist or a stride of 0.
+    pub fn sample_state(&self, i: usize, slot: usize, stride: usize) -> Result<Vec<f64>> {
+        if stride == 0 {
+            return Err(Error::invalid("stride", 0, "at least 1"));
+        }
+        let buffer = self.entries[i]
+            .state
+            .get(slot)
+            .ok_or_else(|| Error::invalid("slot", slot, format!("below {S}")))?;
+        buffer.sample(stride)
     }
 
     /// Overwrites state `slot` of tensor `i`.

@@ -1,9 +1,20 @@
-//! What the fused kernels share: slices of CPU tensors, vector code chosen at run time, and
-//! operations whose forward pass has been computed already.
+//! What the fused kernels share: slices of CPU tensors, vector code chosen at run time, matrix
+//! products, and operations whose forward pass has been computed already.
+
+mod lanes;
+mod math;
+mod product;
+mod rows;
+
+pub(crate) use lanes::Lanes;
+pub(crate) use math::Math;
+pub(crate) use product::{product, Matrix, Onto};
+pub(crate) use rows::{filled, max, piece_of, pieces, sum, sum2, total};
 
 use crate::{Error, Result};
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp3, DType, Device, Layout, Shape, Storage, StorageRef, Tensor,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Shape, Storage, StorageRef,
+    Tensor,
 };
 use std::sync::{Mutex, PoisonError};
 use tensor_core::kernels::Real;
@@ -12,7 +23,7 @@ use tensor_core::kernels::Real;
 pub(crate) const PARALLEL_FROM: usize = 1 << 14;
 
 /// f32 or f64 with its place in candle's storage.
-pub(crate) trait Scalar: Real {
+pub(crate) trait Scalar: Lanes {
     fn slice(storage: &CpuStorage) -> Option<&[Self]>;
     fn storage(data: Vec<Self>) -> CpuStorage;
 }
@@ -125,15 +136,21 @@ pub(crate) fn vectorized<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
 }
 
-/// A node of candle's graph whose value a kernel has computed already, and whose gradient is a
-/// function of tensors.
+/// What a node's backward pass gives: a gradient for each argument that wants one.
+pub(crate) type Gradients = Result<Vec<Option<Tensor>>>;
+
+/// A node of candle's graph whose value a kernel has computed already, and whose gradients are a
+/// function of (arguments, value, gradient of the value), all of them contiguous.
 pub(crate) struct Computed<F> {
     name: &'static str,
     value: Mutex<Option<(CpuStorage, Shape)>>,
     backward: F,
 }
 
-impl<F> Computed<F> {
+impl<F> Computed<F>
+where
+    F: Fn(&[&Tensor], &Tensor, &Tensor) -> Gradients,
+{
     pub(crate) fn new<T: Scalar>(
         name: &'static str,
         value: Vec<T>,
@@ -157,11 +174,22 @@ impl<F> Computed<F> {
         };
         value.take().ok_or_else(used)
     }
+
+    /// The gradients of the first `N` arguments.
+    fn gradients<const N: usize>(
+        &self,
+        arguments: [&Tensor; N],
+        value: &Tensor,
+        gradient: &Tensor,
+    ) -> candle_core::Result<[Option<Tensor>; N]> {
+        let mut all = (self.backward)(&arguments, value, &gradient.contiguous()?)?.into_iter();
+        Ok(std::array::from_fn(|_| all.next().flatten()))
+    }
 }
 
 impl<F> CustomOp1 for Computed<F>
 where
-    F: Fn(&Tensor, &Tensor) -> Result<Tensor>,
+    F: Fn(&[&Tensor], &Tensor, &Tensor) -> Gradients,
 {
     fn name(&self) -> &'static str {
         self.name
@@ -171,16 +199,45 @@ where
         self.take()
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        Ok(Some((self.backward)(x, grad)?))
+    fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let [dx] = self.gradients([x], y, dy)?;
+        Ok(dx)
     }
 }
 
-type Three = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
+impl<F> CustomOp2 for Computed<F>
+where
+    F: Fn(&[&Tensor], &Tensor, &Tensor) -> Gradients,
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        self.take()
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        y: &Tensor,
+        dy: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let [da, db] = self.gradients([a, b], y, dy)?;
+        Ok((da, db))
+    }
+}
 
 impl<F> CustomOp3 for Computed<F>
 where
-    F: Fn([&Tensor; 3], &Tensor) -> Result<[Tensor; 3]>,
+    F: Fn(&[&Tensor], &Tensor, &Tensor) -> Gradients,
 {
     fn name(&self) -> &'static str {
         self.name
@@ -203,10 +260,10 @@ where
         a: &Tensor,
         b: &Tensor,
         c: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<Three> {
-        let [a, b, c] = (self.backward)([a, b, c], grad)?;
-        Ok((Some(a), Some(b), Some(c)))
+        y: &Tensor,
+        dy: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [da, db, dc] = self.gradients([a, b, c], y, dy)?;
+        Ok((da, db, dc))
     }
 }

@@ -1,0 +1,3 @@
+//! Scenarios of `thalweg-flows`.
+
+pub(super) mod rectified_flow;

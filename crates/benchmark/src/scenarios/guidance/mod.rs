@@ -1,0 +1,4 @@
+//! Scenarios of `thalweg-guidance`.
+
+pub(super) mod adaptive;
+pub(super) mod apg;

@@ -1,0 +1,462 @@
+//! Certified adversarial training, and the plain program for every loss.
+
+use super::interior::{self, Program};
+use super::model::{group_norms, outputs_and_slack, violation};
+use super::{ConvexLoss, ConvexReluModel, Data, Patterns};
+use crate::error::check;
+use crate::linalg::norm;
+use crate::{Error, Result};
+use candle_core::Tensor;
+use faer::linalg::solvers::{Llt, Solve};
+use faer::{Mat, Side};
+
+/// How the program is solved.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum AdversarialSolver {
+    /// As a cone program by an interior-point method, to about ten digits; for up to some thousand
+    /// units times columns.
+    InteriorPoint,
+    /// By splitting, with one factorization and proximal steps; a few digits.
+    SplitAdmm {
+        /// Penalty at the start; `None` = `0.1 / n`. It is doubled or halved where primal and dual
+        /// residual differ by ten.
+        rho: Option<f64>,
+        /// Most steps.
+        max_iter: usize,
+        /// Relative residual at which it stops.
+        tol: f64,
+    },
+}
+
+/// Settings of [`AdversarialRelu`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdversarialConfig {
+    /// Largest change of a column.
+    pub eps: f64,
+    /// Weight of the group norms.
+    pub beta: f64,
+    /// The loss.
+    pub loss: ConvexLoss,
+    /// Which columns may change; `None` = all. Leave a column of ones out.
+    pub perturb_mask: Option<Vec<bool>>,
+    /// How it is solved.
+    pub solver: AdversarialSolver,
+}
+
+impl Default for AdversarialConfig {
+    fn default() -> Self {
+        Self {
+            eps: 0.1,
+            beta: 1e-4,
+            loss: ConvexLoss::Hinge,
+            perturb_mask: None,
+            solver: AdversarialSolver::InteriorPoint,
+        }
+    }
+}
+
+/// Trains against all perturbations of at most `eps` a column:
+///
+/// ```text
+/// min sum_k l(f_k, y_k; eps |Q_k|_1) + beta sum_i (|v_i| + |w_i|)
+/// s.t. (2 D_i - I) X v_i >= eps |v_i|_1, the same for w_i       Q_k = sum_i d_ik (v_i - w_i)
+/// ```
+///
+/// The optimal loss is the worst case of the recovered network's: [`certificate`](super::certificate).
+/// The constraints are severe: patterns without margin get no unit, and the model can come out as
+/// zero. With `eps = 0` it is the plain program.
+#[derive(Debug, Clone)]
+pub struct AdversarialRelu {
+    config: AdversarialConfig,
+}
+
+impl AdversarialRelu {
+    /// A solver.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] that names the first bad field.
+    pub fn new(config: AdversarialConfig) -> Result<Self> {
+        check::non_negative("AdversarialConfig::eps", config.eps)?;
+        check::non_negative("AdversarialConfig::beta", config.beta)?;
+        if let AdversarialSolver::SplitAdmm { rho, max_iter, tol } = config.solver {
+            check::positive("AdversarialSolver::SplitAdmm::rho", rho.unwrap_or(1.0))?;
+            check::at_least("AdversarialSolver::SplitAdmm::max_iter", max_iter, 1)?;
+            check::non_negative("AdversarialSolver::SplitAdmm::tol", tol)?;
+        }
+        Ok(Self { config })
+    }
+
+    /// Trains on `x` `[n, d]`, `y` `[n]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::NonFinite`], [`Error::InvalidConfig`] for labels that the loss does
+    /// not take, [`Error::Numerical`] where the interior-point method fails.
+    pub fn fit(&self, x: &Tensor, y: &Tensor, patterns: &Patterns) -> Result<ConvexReluModel> {
+        let config = &self.config;
+        let data = Data::new(x, y, config.loss)?;
+        let d = data.x.ncols();
+        patterns.fits(data.x.nrows(), d)?;
+        let perturbed = config.perturb_mask.clone().unwrap_or_else(|| vec![true; d]);
+        check::length("AdversarialConfig::perturb_mask", perturbed.len(), d)?;
+        let program = Program {
+            data: &data,
+            patterns,
+            loss: config.loss,
+            beta: config.beta,
+            eps: config.eps,
+            perturbed: &perturbed,
+        };
+        let (v, w, bound, iterations, converged) = match config.solver {
+            AdversarialSolver::InteriorPoint => {
+                let solved = interior::solve(&program)?;
+                (solved.v, solved.w, solved.bound, solved.iterations, true)
+            }
+            AdversarialSolver::SplitAdmm { rho, max_iter, tol } => {
+                let rho = rho.unwrap_or(0.1 / data.y.len() as f64);
+                let mut split = Split::new(&program, rho)?;
+                let converged = split.run(max_iter, tol)?;
+                let (v, w) = split.units();
+                (v, w, f64::NEG_INFINITY, split.iterations, converged)
+            }
+        };
+        let objective = objective(&program, &v, &w);
+        let violated = |units| violation(&data.x, patterns, units, config.eps, &perturbed);
+        Ok(ConvexReluModel {
+            patterns: patterns.clone(),
+            gap: objective - bound,
+            violation: violated(&v).max(violated(&w)),
+            objective,
+            v,
+            w,
+            iterations,
+            converged,
+        })
+    }
+}
+
+fn objective(p: &Program<'_>, v: &[f64], w: &[f64]) -> f64 {
+    let (outputs, sizes) = outputs_and_slack(&p.data.x, p.patterns, v, w, p.perturbed);
+    let slack: Vec<f64> = sizes.iter().map(|s| p.eps * s).collect();
+    let d = p.patterns.d;
+    p.loss.worst(&outputs, &p.data.y, &slack) + p.beta * (group_norms(v, d) + group_norms(w, d))
+}
+
+/// Scaled ADMM on `p = (v_i, w_i, t_i)` with copies `q = K p` in the blocks
+/// `[V, t | (2 D - I) X V - eps t | V | r = y F, Q]`.
+struct Split<'a> {
+    program: &'a Program<'a>,
+    rho: f64,
+    factor: Llt<f64>,
+    /// `[d + 1, 2 P]`
+    p: Mat<f64>,
+    q: Copies,
+    dual: Copies,
+    iterations: usize,
+}
+
+/// The copies, or anything of their form.
+#[derive(Clone)]
+struct Copies {
+    /// In the epigraphs of the absolute values, `[d + 1, 2 P]`.
+    sizes: Mat<f64>,
+    /// Slacks of the cones, `[n, 2 P]`.
+    slacks: Mat<f64>,
+    /// Under the group norm, `[d, 2 P]`.
+    groups: Mat<f64>,
+    /// Output and `Q` of each sample, `[d + 1, n]`.
+    samples: Mat<f64>,
+}
+
+impl Copies {
+    fn zip(&mut self, other: &Self, f: impl Fn(f64, f64) -> f64) {
+        let each = |a: &mut Mat<f64>, b: &Mat<f64>| {
+            for c in 0..a.ncols() {
+                for r in 0..a.nrows() {
+                    a[(r, c)] = f(a[(r, c)], b[(r, c)]);
+                }
+            }
+        };
+        each(&mut self.sizes, &other.sizes);
+        each(&mut self.slacks, &other.slacks);
+        each(&mut self.groups, &other.groups);
+        each(&mut self.samples, &other.samples);
+    }
+
+    fn norm(&self) -> f64 {
+        let parts = [&self.sizes, &self.slacks, &self.groups, &self.samples];
+        parts
+            .iter()
+            .map(|m| m.squared_norm_l2())
+            .sum::<f64>()
+            .sqrt()
+    }
+}
+
+impl<'a> Split<'a> {
+    fn new(program: &'a Program<'a>, rho: f64) -> Result<Self> {
+        let (n, d) = (program.patterns.n, program.patterns.d);
+        let columns = 2 * program.patterns.len();
+        let size = columns * (d + 1);
+        let copies = Copies {
+            sizes: Mat::zeros(d + 1, columns),
+            slacks: Mat::zeros(n, columns),
+            groups: Mat::zeros(d, columns),
+            samples: Mat::zeros(d + 1, n),
+        };
+        // K'K, a column at a time.
+        let mut normal = Mat::zeros(size, size);
+        for e in 0..size {
+            let mut unit = Mat::zeros(d + 1, columns);
+            unit[(e % (d + 1), e / (d + 1))] = 1.0;
+            let image = apply(program, &unit);
+            let back = adjoint(program, &image);
+            (0..size).for_each(|f| normal[(f, e)] = back[(f % (d + 1), f / (d + 1))]);
+        }
+        let factor = normal
+            .llt(Side::Lower)
+            .map_err(|e| Error::numerical("the factorization of K'K", e))?;
+        Ok(Self {
+            program,
+            rho,
+            factor,
+            p: Mat::zeros(d + 1, columns),
+            q: copies.clone(),
+            dual: copies,
+            iterations: 0,
+        })
+    }
+
+    fn units(&self) -> (Vec<f64>, Vec<f64>) {
+        let (d, count) = (self.program.patterns.d, self.program.patterns.len());
+        let range = |from: usize| {
+            (from..from + count)
+                .flat_map(|c| (0..d).map(move |j| (j, c)))
+                .map(|at| self.q.groups[at])
+                .collect()
+        };
+        (range(0), range(count))
+    }
+
+    fn run(&mut self, max_iter: usize, tol: f64) -> Result<bool> {
+        while self.iterations < max_iter {
+            let (primal, dual, scale) = self.step();
+            if !primal.is_finite() {
+                return Err(Error::NonFinite {
+                    what: "the residual of the splitting",
+                    position: self.iterations,
+                    value: primal,
+                });
+            }
+            self.iterations += 1;
+            if primal.max(dual) <= tol * scale {
+                return Ok(true);
+            }
+            // Residual balancing; ever rarer, so that it comes to rest.
+            let due = self.iterations.is_power_of_two() || self.iterations.is_multiple_of(500);
+            if due && self.iterations >= 16 {
+                let change = if primal > 10.0 * dual {
+                    2.0
+                } else if dual > 10.0 * primal {
+                    0.5
+                } else {
+                    1.0
+                };
+                self.rho *= change;
+                let zero = self.dual.clone();
+                self.dual.zip(&zero, |u, _| u / change);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Primal and dual residual, and what they are relative to.
+    fn step(&mut self) -> (f64, f64, f64) {
+        let mut right = self.q.clone();
+        right.zip(&self.dual, |q, u| q - u);
+        let back = adjoint(self.program, &right);
+        let rows = back.nrows();
+        let mut x = Mat::from_fn(rows * back.ncols(), 1, |e, _| back[(e % rows, e / rows)]);
+        self.factor.solve_in_place(x.as_mut());
+        self.p = Mat::from_fn(rows, back.ncols(), |j, c| x[(c * rows + j, 0)]);
+        let image = apply(self.program, &self.p);
+        let mut next = image.clone();
+        next.zip(&self.dual, |k, u| k + u);
+        self.prox(&mut next);
+        let mut change = next.clone();
+        change.zip(&self.q, |a, b| a - b);
+        let mut gap = image.clone();
+        gap.zip(&next, |a, b| a - b);
+        self.dual.zip(&gap, |u, g| u + g);
+        self.q = next;
+        let scale = 1.0 + image.norm().max(self.q.norm());
+        (gap.norm(), change.norm(), scale)
+    }
+
+    fn prox(&self, q: &mut Copies) {
+        let p = self.program;
+        for c in 0..q.sizes.ncols() {
+            let mut column: Vec<f64> = (0..p.patterns.d).map(|j| q.sizes[(j, c)]).collect();
+            let t = project_epigraph(&mut column, q.sizes[(p.patterns.d, c)], p.perturbed);
+            column
+                .iter()
+                .enumerate()
+                .for_each(|(j, x)| q.sizes[(j, c)] = *x);
+            q.sizes[(p.patterns.d, c)] = t;
+            for k in 0..q.slacks.nrows() {
+                q.slacks[(k, c)] = q.slacks[(k, c)].max(0.0);
+            }
+            let group: Vec<f64> = (0..p.patterns.d).map(|j| q.groups[(j, c)]).collect();
+            let (size, shrink) = (norm(&group), p.beta / self.rho);
+            let factor = if size > shrink {
+                1.0 - shrink / size
+            } else {
+                0.0
+            };
+            (0..p.patterns.d).for_each(|j| q.groups[(j, c)] *= factor);
+        }
+        for k in 0..q.samples.ncols() {
+            self.sample_prox(k, &mut q.samples);
+        }
+    }
+
+    /// `argmin l(r; eps |q|_1) + rho/2 |(r, q) - (r0, q0)|^2`: both follow from the slope `m` of the
+    /// loss, which is found by bisection.
+    fn sample_prox(&self, k: usize, samples: &mut Mat<f64>) {
+        let (p, rho) = (self.program, self.rho);
+        let d = p.patterns.d;
+        let n = p.patterns.n as f64;
+        let (output, y) = (samples[(d, k)], p.data.y[k]);
+        let soft = |x: f64, by: f64| x.signum() * (x.abs() - by).max(0.0);
+        let squared = p.loss == ConvexLoss::Squared;
+        let start = if squared { output - y } else { y * output };
+        // What the outputs become at slope m: towards the target, or with the label.
+        let moved = |m: f64| {
+            if squared {
+                soft(start, m / rho)
+            } else {
+                start + m / rho
+            }
+        };
+        let size = |m: f64| -> f64 {
+            let perturbed = (0..d).filter(|&j| p.perturbed[j]);
+            perturbed
+                .map(|j| (samples[(j, k)].abs() - m * p.eps / rho).max(0.0))
+                .sum()
+        };
+        let slope = |m: f64| {
+            let reach = p.eps * size(m);
+            match p.loss {
+                ConvexLoss::Squared => moved(m).abs() + reach,
+                ConvexLoss::Hinge => f64::from(u8::from(1.0 - moved(m) + reach > 0.0)) / n,
+                ConvexLoss::Logistic => 1.0 / (1.0 + (moved(m) - reach).exp()) / n,
+            }
+        };
+        let (mut low, mut high) = (0.0, if squared { slope(0.0) } else { 1.0 / n });
+        if slope(high) >= high {
+            low = high;
+        }
+        for _ in 0..60 {
+            let middle = 0.5 * (low + high);
+            if slope(middle) > middle {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        let m = 0.5 * (low + high);
+        samples[(d, k)] = if squared { y + moved(m) } else { y * moved(m) };
+        for j in (0..d).filter(|&j| p.perturbed[j]) {
+            samples[(j, k)] = soft(samples[(j, k)], m * p.eps / rho);
+        }
+    }
+}
+
+/// Projects on `{|a|_1 <= t}` over the perturbed entries; the others stay. Gives `t`.
+fn project_epigraph(a: &mut [f64], t: f64, perturbed: &[bool]) -> f64 {
+    let mut sizes: Vec<f64> = a
+        .iter()
+        .zip(perturbed)
+        .filter(|(_, p)| **p)
+        .map(|(x, _)| x.abs())
+        .collect();
+    if sizes.iter().sum::<f64>() <= t {
+        return t;
+    }
+    sizes.sort_by(|a, b| b.total_cmp(a));
+    let (mut sum, mut by) = (0.0, f64::INFINITY);
+    for (r, s) in sizes.iter().enumerate() {
+        sum += s;
+        let next = (sum - t) / (r + 2) as f64;
+        if *s > next {
+            by = next;
+        }
+    }
+    let apex = by.is_infinite();
+    for (x, _) in a.iter_mut().zip(perturbed).filter(|(_, p)| **p) {
+        *x = if apex {
+            0.0
+        } else {
+            x.signum() * (x.abs() - by).max(0.0)
+        };
+    }
+    if apex {
+        0.0
+    } else {
+        t + by
+    }
+}
+
+fn apply(program: &Program<'_>, p: &Mat<f64>) -> Copies {
+    let (n, d) = (program.patterns.n, program.patterns.d);
+    let (count, columns) = (program.patterns.len(), p.ncols());
+    let x = &program.data.x;
+    let scores = x * p.subrows(0, d);
+    let slacks = Mat::from_fn(n, columns, |k, c| {
+        let sign = if program.patterns.columns[c % count][k] {
+            1.0
+        } else {
+            -1.0
+        };
+        sign * scores[(k, c)] - program.eps * p[(d, c)]
+    });
+    let mut samples = Mat::zeros(d + 1, n);
+    for c in 0..columns {
+        let sign = if c < count { 1.0 } else { -1.0 };
+        for k in (0..n).filter(|&k| program.patterns.columns[c % count][k]) {
+            (0..d).for_each(|j| samples[(j, k)] += sign * p[(j, c)]);
+            samples[(d, k)] += sign * scores[(k, c)];
+        }
+    }
+    Copies {
+        sizes: p.clone(),
+        slacks,
+        groups: p.subrows(0, d).to_owned(),
+        samples,
+    }
+}
+
+fn adjoint(program: &Program<'_>, q: &Copies) -> Mat<f64> {
+    let (n, d) = (program.patterns.n, program.patterns.d);
+    let count = program.patterns.len();
+    let x = &program.data.x;
+    let mut out = q.sizes.clone();
+    for c in 0..out.ncols() {
+        let own = if c < count { 1.0 } else { -1.0 };
+        (0..d).for_each(|j| out[(j, c)] += q.groups[(j, c)]);
+        for k in 0..n {
+            let active = program.patterns.columns[c % count][k];
+            let mut along = if active {
+                q.slacks[(k, c)]
+            } else {
+                -q.slacks[(k, c)]
+            };
+            out[(d, c)] -= program.eps * q.slacks[(k, c)];
+            if active {
+                along += own * q.samples[(d, k)];
+                (0..d).for_each(|j| out[(j, c)] += own * q.samples[(j, k)]);
+            }
+            (0..d).for_each(|j| out[(j, c)] += along * x[(k, j)]);
+        }
+    }
+    out
+}

@@ -1,0 +1,189 @@
+//! Sinkhorn's alternating scaling, for the entropic problem in the convention
+//! `T = exp((alpha + beta - C) / gamma - 1)`.
+
+use super::OtProblem;
+use crate::linalg::{axpy, dot};
+use crate::{Error, Result};
+use rayon::prelude::*;
+
+pub(super) struct Scaling {
+    pub gamma: f64,
+    pub log_domain: bool,
+    pub tol: f64,
+    pub max_iter: usize,
+}
+
+/// Potentials, and how the iteration ended.
+pub(super) struct Scaled {
+    pub alpha: Vec<f64>,
+    pub beta: Vec<f64>,
+    pub iterations: usize,
+    /// The last violation of the rows' marginals, over the mass.
+    pub error: f64,
+}
+
+/// Columns are cut into pieces of this many, whatever the number of threads.
+const WIDTH: usize = 64;
+
+pub(super) fn sinkhorn(problem: &OtProblem, how: Scaling, beta: &[f64]) -> Result<Scaled> {
+    if how.log_domain {
+        in_logarithms(problem, &how, beta)
+    } else {
+        by_scaling(problem, &how, beta)
+    }
+}
+
+/// With `K = exp(-C / gamma)`: `u = a / K v`, `v = b / K' u`; both passes over `K` in one.
+fn by_scaling(problem: &OtProblem, how: &Scaling, beta: &[f64]) -> Result<Scaled> {
+    let (a, b) = (problem.a(), problem.b());
+    let m = a.len();
+    let kernel: Vec<f64> = problem
+        .cost
+        .par_iter()
+        .map(|c| (-c / how.gamma - 1.0).exp())
+        .collect();
+    let mut v: Vec<f64> = beta.iter().map(|x| (x / how.gamma).exp()).collect();
+    let mut u = vec![1.0; m];
+    let mut rows = rows_of(&kernel, m, &v);
+    let (mut error, mut iterations) = (f64::INFINITY, 0);
+    while iterations < how.max_iter && error > how.tol {
+        iterations += 1;
+        divide(a, &rows, &mut u);
+        // The new column scales, and with them the rows' sums, in one pass over the kernel.
+        let sums: Vec<(Vec<f64>, Vec<f64>)> = kernel
+            .par_chunks(m * WIDTH)
+            .enumerate()
+            .map(|(piece, kernel)| {
+                let mut sums = vec![0.0; m];
+                let scales = kernel.chunks_exact(m).enumerate().map(|(c, column)| {
+                    let b = b[piece * WIDTH + c];
+                    let scale = if b > 0.0 { b / dot(column, &u) } else { 0.0 };
+                    axpy(scale, column, &mut sums);
+                    scale
+                });
+                (scales.collect(), sums)
+            })
+            .collect();
+        v.clear();
+        rows.fill(0.0);
+        for (scales, sums) in sums {
+            v.extend(scales);
+            axpy(1.0, &sums, &mut rows);
+        }
+        error = (0..m).map(|i| (u[i] * rows[i] - a[i]).abs()).sum::<f64>() / problem.mass();
+        if !error.is_finite() {
+            return Err(Error::numerical(
+                "Sinkhorn without logarithms",
+                format!(
+                    "under- or overflow at gamma = {}: take the logarithmic domain",
+                    how.gamma
+                ),
+            ));
+        }
+    }
+    let log = |x: &Vec<f64>| x.iter().map(|x| how.gamma * x.ln()).collect();
+    Ok(Scaled {
+        alpha: log(&u),
+        beta: log(&v),
+        iterations,
+        error,
+    })
+}
+
+fn rows_of(kernel: &[f64], m: usize, v: &[f64]) -> Vec<f64> {
+    let mut rows = vec![0.0; m];
+    for (column, v) in kernel.chunks_exact(m).zip(v) {
+        axpy(*v, column, &mut rows);
+    }
+    rows
+}
+
+fn divide(a: &[f64], rows: &[f64], u: &mut [f64]) {
+    for ((u, a), r) in u.iter_mut().zip(a).zip(rows) {
+        *u = if *a > 0.0 { a / r } else { 0.0 };
+    }
+}
+
+fn in_logarithms(problem: &OtProblem, how: &Scaling, beta: &[f64]) -> Result<Scaled> {
+    let (a, b) = (problem.a(), problem.b());
+    let (m, gamma) = (a.len(), how.gamma);
+    let (mut alpha, mut beta) = (vec![f64::NEG_INFINITY; m], beta.to_vec());
+    let (mut error, mut iterations) = (f64::INFINITY, 0);
+    let mut rows = row_logarithms(problem, &beta, gamma);
+    while iterations < how.max_iter && error > how.tol {
+        iterations += 1;
+        for i in (0..m).filter(|&i| a[i] > 0.0) {
+            alpha[i] = gamma * (a[i].ln() + 1.0 - rows[i]);
+        }
+        beta.par_iter_mut().enumerate().for_each(|(j, beta)| {
+            let column = problem.column(j);
+            let terms = || alpha.iter().zip(column).map(|(a, c)| (a - c) / gamma);
+            let max = terms().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = terms().map(|x| (x - max).exp()).sum();
+            *beta = if b[j] > 0.0 {
+                gamma * (b[j].ln() + 1.0 - max - sum.ln())
+            } else {
+                f64::NEG_INFINITY
+            };
+        });
+        rows = row_logarithms(problem, &beta, gamma);
+        let sum = |i: usize| (alpha[i] / gamma - 1.0 + rows[i]).exp();
+        let gap = |i: &usize| a[*i] > 0.0;
+        error = (0..m)
+            .filter(gap)
+            .map(|i| (sum(i) - a[i]).abs())
+            .sum::<f64>()
+            / problem.mass();
+    }
+    if !error.is_finite() {
+        return Err(Error::numerical(
+            "Sinkhorn",
+            format!("the potentials are not finite at gamma = {gamma}"),
+        ));
+    }
+    Ok(Scaled {
+        alpha,
+        beta,
+        iterations,
+        error,
+    })
+}
+
+/// `log sum_j exp((beta_j - c_ij) / gamma)` of each row.
+fn row_logarithms(problem: &OtProblem, beta: &[f64], gamma: f64) -> Vec<f64> {
+    let m = problem.a().len();
+    let pieces: Vec<(Vec<f64>, Vec<f64>)> = problem
+        .cost
+        .par_chunks(m * WIDTH)
+        .zip(beta.par_chunks(WIDTH))
+        .map(|(cost, beta)| {
+            let (mut max, mut sum) = (vec![f64::NEG_INFINITY; m], vec![0.0; m]);
+            for (column, beta) in cost.chunks_exact(m).zip(beta) {
+                for i in 0..m {
+                    let x = (beta - column[i]) / gamma;
+                    if x > max[i] {
+                        max[i] = x;
+                    }
+                }
+            }
+            for (column, beta) in cost.chunks_exact(m).zip(beta) {
+                for i in (0..m).filter(|&i| max[i] > f64::NEG_INFINITY) {
+                    sum[i] += ((beta - column[i]) / gamma - max[i]).exp();
+                }
+            }
+            (max, sum)
+        })
+        .collect();
+    let join = |i: usize| {
+        let max = pieces
+            .iter()
+            .map(|(max, _)| max[i])
+            .fold(f64::NEG_INFINITY, f64::max);
+        let with_terms = pieces.iter().filter(|(max, _)| max[i] > f64::NEG_INFINITY);
+        let sum: f64 = with_terms
+            .map(|(top, sum)| (top[i] - max).exp() * sum[i])
+            .sum();
+        max + sum.ln()
+    };
+    (0..m).map(join).collect()
+}

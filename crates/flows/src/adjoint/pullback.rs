@@ -1,0 +1,529 @@
+//! Forward solve, and gradients backwards along its states.
+
+use super::RhoOde;
+use crate::error::{check, Error, Result};
+use crate::grid::Grid;
+use crate::ode::{
+    adams_order, adams_weights, add_scaled, evaluate, runge_kutta, step, History, Method, OdeField,
+    Tableau, Times, RK38,
+};
+use crate::sampler::finite;
+use candle_core::{DType, Tensor, Var};
+
+/// Where the continuous adjoint takes the states from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum States {
+    /// From the forward solve: one sample per step is kept. What torchdiffeq does.
+    #[default]
+    Stored,
+    /// Integrated backwards too: nothing is kept, and errors grow.
+    Reconstructed,
+}
+
+/// How the gradient is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GradientMode {
+    /// The exact gradient of the discretised solver, by differentiating one step at a time.
+    #[default]
+    Discrete,
+    /// The same numbers, one stage of a step at a time: the graph of a single network evaluation.
+    /// Runge-Kutta methods only.
+    Symplectic,
+    /// The adjoint equation of the paper, solved with the forward method (Adams: with the 3/8 rule).
+    Continuous(States),
+    /// The adjoint equation in `mu = rho a` over `ln rho`, by Euler: the stiff part is exact, one
+    /// vector-Jacobian product per step.
+    Scaled,
+    /// Differentiation through all steps at once: memory grows with the steps. For comparison; with
+    /// `checkpoint` it is [`Discrete`](Self::Discrete).
+    Backprop {
+        /// Whether only states are kept and every step is computed again.
+        checkpoint: bool,
+    },
+}
+
+/// A solver of [`RhoOde`] on a grid that can be differentiated.
+#[derive(Debug, Clone)]
+pub struct AdjointSolver {
+    grid: Grid,
+    /// How steps are made.
+    pub method: Method,
+    /// How gradients are computed.
+    pub mode: GradientMode,
+}
+
+/// The states of a forward solve, without a graph.
+#[derive(Debug, Clone)]
+pub struct Tape {
+    states: Vec<Tensor>,
+}
+
+impl Tape {
+    /// The states of the equation at every level.
+    pub fn states(&self) -> &[Tensor] {
+        &self.states
+    }
+}
+
+/// A forward solve.
+#[derive(Debug, Clone)]
+pub struct Forward {
+    /// The sample at the last level.
+    pub x_end: Tensor,
+    /// What the way back needs.
+    pub tape: Tape,
+}
+
+/// What the loss depends on.
+#[derive(Debug, Clone)]
+pub struct Gradients {
+    /// With respect to the sample at the first level.
+    pub start: Tensor,
+    /// With respect to the variables, in their order.
+    pub vars: Vec<Tensor>,
+}
+
+/// Gradients of variables that have been collected so far.
+struct Sums<'v> {
+    vars: &'v [Var],
+    sums: Vec<Option<Tensor>>,
+}
+
+impl<'v> Sums<'v> {
+    fn new(vars: &'v [Var]) -> Self {
+        Self {
+            vars,
+            sums: vec![None; vars.len()],
+        }
+    }
+
+    fn add(&mut self, factor: f64, grads: &[Option<Tensor>]) -> Result<()> {
+        for (sum, grad) in self.sums.iter_mut().zip(grads) {
+            if let Some(grad) = grad {
+                let scaled = grad.affine(factor, 0.0)?;
+                *sum = Some(match sum.take() {
+                    Some(sum) => (sum + scaled)?,
+                    None => scaled,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Vec<Tensor>> {
+        let lost = |(i, sum): (usize, &Option<Tensor>)| sum.is_none().then(|| format!("vars[{i}]"));
+        let lost: Vec<String> = self.sums.iter().enumerate().filter_map(lost).collect();
+        match lost.is_empty() {
+            true => Ok(self.sums.into_iter().flatten().collect()),
+            false => Err(tensor_core::Error::LostGradient(lost).into()),
+        }
+    }
+}
+
+/// The value of `f` at `y`, and the gradients of `<value, cotangent>` at `y` and the variables.
+struct Pulled {
+    value: Tensor,
+    grad: Tensor,
+    vars: Vec<Option<Tensor>>,
+}
+
+fn pull(
+    y: &Tensor,
+    vars: &[Var],
+    f: impl Fn(&Tensor) -> Result<(Tensor, Tensor)>,
+) -> Result<Pulled> {
+    let at = Var::from_tensor(y)?;
+    let (value, scalar) = f(at.as_tensor())?;
+    let grads = scalar.backward()?;
+    let grad = grads.get(&at).map(Tensor::detach).ok_or_else(|| {
+        Error::from(tensor_core::Error::LostGradient(vec![
+            "the sample, through the denoiser".into(),
+        ]))
+    })?;
+    let one = |var: &Var| grads.get(var).map(Tensor::detach);
+    Ok(Pulled {
+        value: value.detach(),
+        grad,
+        vars: vars.iter().map(one).collect(),
+    })
+}
+
+/// [`pull`] of one slope of the field.
+fn pull_field(
+    field: &dyn OdeField,
+    y: &Tensor,
+    t: f64,
+    cotangent: &Tensor,
+    vars: &[Var],
+) -> Result<Pulled> {
+    pull(y, vars, |y| {
+        let value = evaluate(field, y, &Times::Same(t))?;
+        let scalar = (&value * cotangent)?.sum_all()?;
+        Ok((value, scalar))
+    })
+}
+
+impl AdjointSolver {
+    /// Euler's method with the discrete gradient.
+    pub fn new(grid: Grid) -> Self {
+        Self {
+            grid,
+            method: Method::Euler,
+            mode: GradientMode::Discrete,
+        }
+    }
+
+    /// Another method.
+    #[must_use]
+    pub fn method(self, method: Method) -> Self {
+        Self { method, ..self }
+    }
+
+    /// Another way to the gradient.
+    #[must_use]
+    pub fn mode(self, mode: GradientMode) -> Self {
+        Self { mode, ..self }
+    }
+
+    /// The levels.
+    pub fn grid(&self) -> &Grid {
+        &self.grid
+    }
+
+    /// The largest `rho_i / rho_{i+1}` of the grid: the continuous adjoint on Euler steps is
+    /// unusable near 2.
+    pub fn worst_ratio(&self) -> f64 {
+        let pairs = self.grid.levels().windows(2);
+        pairs.map(|w| w[0].rho() / w[1].rho()).fold(1.0, f64::max)
+    }
+
+    fn times(&self, ode: &RhoOde) -> Result<Vec<f64>> {
+        self.grid.levels().iter().map(|l| ode.time(l)).collect()
+    }
+
+    /// The sample at the last level, from one at the first.
+    ///
+    /// # Errors
+    /// [`Error::Undetermined`] for a grid with a level without noise or signal;
+    /// [`Error::NonFinite`]; those of the denoiser.
+    pub fn solve(&self, ode: &RhoOde, x_start: &Tensor) -> Result<Forward> {
+        check::rows("x_start", x_start)?;
+        let times = self.times(ode)?;
+        let levels = self.grid.levels();
+        let mut states = vec![ode.state(x_start, &levels[0])?.detach()];
+        let mut history = History::new();
+        for (i, pair) in times.windows(2).enumerate() {
+            let h = pair[1] - pair[0];
+            let (next, _) = step(self.method, ode, &states[i], pair[0], h, &mut history)?;
+            for (_, slope) in &mut history {
+                *slope = slope.detach();
+            }
+            finite(&next, "the state of the sampler", i)?;
+            states.push(next.detach());
+        }
+        let last = levels.len() - 1;
+        Ok(Forward {
+            x_end: ode.sample(&states[last], &levels[last])?,
+            tape: Tape { states },
+        })
+    }
+
+    /// From the gradient at the last sample to those at the first sample and the variables.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when tape, grid and gradient do not belong together;
+    /// [`Error::Unsupported`] for a mode that the method or form has not; a lost gradient is named.
+    pub fn pullback(
+        &self,
+        ode: &RhoOde,
+        tape: &Tape,
+        grad_end: &Tensor,
+        vars: &[Var],
+    ) -> Result<Gradients> {
+        let levels = self.grid.levels();
+        if tape.states.len() != levels.len() {
+            return Err(Error::argument(
+                "tape",
+                tape.states.len(),
+                "a state per level",
+            ));
+        }
+        let (first, last) = (&tape.states[0], levels.len() - 1);
+        check::same_shape("grad_end", grad_end, first)?;
+        let a = grad_end.detach().affine(ode.scale(&levels[last]), 0.0)?;
+        let mut sums = Sums::new(vars);
+        let times = self.times(ode)?;
+        let a = match self.mode {
+            GradientMode::Discrete | GradientMode::Backprop { checkpoint: true } => {
+                self.discrete(ode, &times, tape, a, &mut sums)?
+            }
+            GradientMode::Symplectic => self.stagewise(ode, &times, tape, a, &mut sums)?,
+            GradientMode::Continuous(states) => {
+                self.continuous(ode, &times, tape, (states, a), &mut sums)?
+                    .0
+            }
+            GradientMode::Scaled => self.scaled(ode, tape, a, &mut sums)?,
+            GradientMode::Backprop { checkpoint: false } => {
+                self.backprop(ode, &times, first, &a, &mut sums)?
+            }
+        };
+        Ok(Gradients {
+            start: a.affine(1.0 / ode.scale(&levels[0]), 0.0)?,
+            vars: sums.finish()?,
+        })
+    }
+
+    /// The start that the continuous adjoint with [`States::Reconstructed`] comes back to: how far
+    /// it is from the true one says how much its gradient can be trusted.
+    ///
+    /// # Errors
+    /// As [`pullback`](Self::pullback).
+    pub fn reconstruct_start(&self, ode: &RhoOde, tape: &Tape) -> Result<Tensor> {
+        let times = self.times(ode)?;
+        let a = tape.states[0].zeros_like()?;
+        let (_, y) = self.continuous(
+            ode,
+            &times,
+            tape,
+            (States::Reconstructed, a),
+            &mut Sums::new(&[]),
+        )?;
+        ode.sample(&y, &self.grid.levels()[0])
+    }
+
+    /// The loss of the final sample and its gradients. The loss is a sum over the rows (not a
+    /// mean), or gradients depend on the size of the batch.
+    ///
+    /// # Errors
+    /// As [`solve`](Self::solve) and [`pullback`](Self::pullback); [`Error::Shape`] for a loss that
+    /// is no scalar; those of the loss.
+    pub fn value_and_grad(
+        &self,
+        ode: &RhoOde,
+        x_start: &Tensor,
+        vars: &[Var],
+        loss: impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<(f64, Gradients)> {
+        let forward = self.solve(ode, x_start)?;
+        let end = Var::from_tensor(&forward.x_end)?;
+        let value = loss(end.as_tensor())?;
+        if value.elem_count() != 1 {
+            return Err(Error::shape("the loss", value.dims(), "a scalar"));
+        }
+        let grads = value.backward()?;
+        let grad_end = grads.get(&end).ok_or_else(|| {
+            Error::from(tensor_core::Error::LostGradient(vec![
+                "the final sample".into()
+            ]))
+        })?;
+        let number = value
+            .flatten_all()?
+            .to_dtype(DType::F64)?
+            .to_vec1::<f64>()?[0];
+        Ok((number, self.pullback(ode, &forward.tape, grad_end, vars)?))
+    }
+
+    /// Differentiates one step after the other.
+    fn discrete(
+        &self,
+        ode: &RhoOde,
+        times: &[f64],
+        tape: &Tape,
+        mut a: Tensor,
+        sums: &mut Sums,
+    ) -> Result<Tensor> {
+        let order = adams_order(self.method)?;
+        // What later Adams steps make of the slope at each state.
+        let mut pending: Vec<Option<Tensor>> = vec![None; times.len()];
+        for i in (0..times.len() - 1).rev() {
+            let (t, h) = (times[i], times[i + 1] - times[i]);
+            let adams = order.filter(|k| i + 1 >= *k);
+            if let Some(k) = adams {
+                let nodes: Vec<f64> = (0..k).map(|j| times[i - j]).collect();
+                for (j, w) in adams_weights(&nodes, h).into_iter().enumerate() {
+                    let part = a.affine(w, 0.0)?;
+                    pending[i - j] = Some(match pending[i - j].take() {
+                        Some(sum) => (sum + part)?,
+                        None => part,
+                    });
+                }
+            }
+            let slope_cotangent = pending[i].take();
+            let pulled = pull(&tape.states[i], sums.vars, |y| {
+                let mut terms = Vec::new();
+                let slope = if adams.is_some() {
+                    evaluate(ode, y, &Times::Same(t))?
+                } else {
+                    let (stages, next) = runge_kutta(&self.method.tableau(), ode, y, t, h)?;
+                    terms.push((&next * &a)?.sum_all()?);
+                    stages[0].clone()
+                };
+                if let Some(cotangent) = &slope_cotangent {
+                    terms.push((&slope * cotangent)?.sum_all()?);
+                }
+                let mut scalar = slope.zeros_like()?.sum_all()?;
+                for term in terms {
+                    scalar = (scalar + term)?;
+                }
+                Ok((slope, scalar))
+            })?;
+            // An Adams step passes the state itself on.
+            a = match adams {
+                Some(_) => (a + pulled.grad)?,
+                None => pulled.grad,
+            };
+            sums.add(1.0, &pulled.vars)?;
+        }
+        Ok(a)
+    }
+
+    /// The same stage by stage: `g_s = J_s^T h (b_s a + sum_{j > s} a_js g_j / h)`.
+    fn stagewise(
+        &self,
+        ode: &RhoOde,
+        times: &[f64],
+        tape: &Tape,
+        mut a: Tensor,
+        sums: &mut Sums,
+    ) -> Result<Tensor> {
+        if adams_order(self.method)?.is_some() {
+            return Err(Error::unsupported(
+                "the symplectic adjoint of an Adams method",
+                "take GradientMode::Discrete, or a Runge-Kutta method",
+            ));
+        }
+        let tableau = self.method.tableau();
+        for i in (0..times.len() - 1).rev() {
+            let (t, h, y) = (times[i], times[i + 1] - times[i], &tape.states[i]);
+            let (stages, _) = runge_kutta(&tableau, ode, y, t, h)?;
+            let stages: Vec<Tensor> = stages.iter().map(Tensor::detach).collect();
+            let mut pulled: Vec<Option<Tensor>> = vec![None; stages.len()];
+            for s in (0..stages.len()).rev() {
+                let mut cotangent = a.affine(h * tableau.b[s], 0.0)?;
+                for (row, later) in tableau.a.iter().zip(&pulled).skip(s + 1) {
+                    if let Some(g) = later.as_ref().filter(|_| row[s] != 0.0) {
+                        cotangent = (cotangent + g.affine(h * row[s], 0.0)?)?;
+                    }
+                }
+                let at = stage_state(&tableau, y, &stages, s, h)?;
+                let time = t + tableau.c[s] * h;
+                let one = pull_field(ode, &at, time, &cotangent, sums.vars)?;
+                sums.add(1.0, &one.vars)?;
+                pulled[s] = Some(one.grad);
+            }
+            for g in pulled.into_iter().flatten() {
+                a = (a + g)?;
+            }
+        }
+        Ok(a)
+    }
+
+    /// One step of the augmented equation per interval; also the state it came back to.
+    fn continuous(
+        &self,
+        ode: &RhoOde,
+        times: &[f64],
+        tape: &Tape,
+        (states, mut a): (States, Tensor),
+        sums: &mut Sums,
+    ) -> Result<(Tensor, Tensor)> {
+        let ratio = self.worst_ratio();
+        if self.method == Method::Euler && ratio > 1.5 && ode.noise_form() {
+            tracing::warn!(
+                ratio,
+                "the continuous adjoint on Euler steps of this size loses the gradient; take the discrete or scaled one"
+            );
+        }
+        let tableau = match adams_order(self.method)? {
+            Some(_) => RK38,
+            None => self.method.tableau(),
+        };
+        let mut y = tape.states[times.len() - 1].clone();
+        for i in (0..times.len() - 1).rev() {
+            let (t, h) = (times[i + 1], times[i] - times[i + 1]);
+            let (mut slopes, mut adjoints) = (Vec::new(), Vec::new());
+            for s in 0..tableau.b.len() {
+                let at = stage_state(&tableau, &y, &slopes, s, h)?;
+                let cotangent = stage_state(&tableau, &a, &adjoints, s, h)?;
+                let time = t + tableau.c[s] * h;
+                let one = pull_field(ode, &at, time, &cotangent, sums.vars)?;
+                sums.add(-h * tableau.b[s], &one.vars)?;
+                slopes.push(one.value);
+                adjoints.push(one.grad.neg()?);
+            }
+            let advance = |from: &Tensor, slopes: &[Tensor]| {
+                let terms: Vec<(f64, &Tensor)> =
+                    tableau.b.iter().map(|b| h * b).zip(slopes).collect();
+                add_scaled(from, &terms)
+            };
+            a = advance(&a, &adjoints)?;
+            y = match states {
+                States::Stored => tape.states[i].clone(),
+                States::Reconstructed => advance(&y, &slopes)?,
+            };
+        }
+        Ok((a, y))
+    }
+
+    /// `mu_i = mu_{i+1} + (ln rho_i - ln rho_{i+1}) mu_{i+1}^T dD/dy`.
+    fn scaled(&self, ode: &RhoOde, tape: &Tape, a: Tensor, sums: &mut Sums) -> Result<Tensor> {
+        if !ode.noise_form() {
+            return Err(Error::unsupported(
+                "the scaled adjoint in the data form",
+                "it is the adjoint of the data form already; take Form::Noise",
+            ));
+        }
+        let levels = self.grid.levels();
+        let last = levels.len() - 1;
+        let mut mu = a.affine(levels[last].rho(), 0.0)?;
+        for i in (0..last).rev() {
+            let level = &levels[i + 1];
+            let dlog = levels[i].rho().ln() - level.rho().ln();
+            let pulled = pull(&tape.states[i + 1], sums.vars, |y| {
+                let clean = ode.clean(y, level)?;
+                let scalar = (&clean * &mu)?.sum_all()?;
+                Ok((clean, scalar))
+            })?;
+            // D depends on y through x = (dx/dy) y, as mu does on a: the anchor cancels.
+            let factor = level.alpha / ode.scale(level);
+            mu = (mu + pulled.grad.affine(dlog * factor, 0.0)?)?;
+            sums.add(dlog * factor / level.rho(), &pulled.vars)?;
+        }
+        Ok(mu.affine(1.0 / levels[0].rho(), 0.0)?)
+    }
+
+    /// The graph of all steps at once.
+    fn backprop(
+        &self,
+        ode: &RhoOde,
+        times: &[f64],
+        start: &Tensor,
+        a: &Tensor,
+        sums: &mut Sums,
+    ) -> Result<Tensor> {
+        let pulled = pull(start, sums.vars, |y| {
+            let mut y = y.clone();
+            let mut history = History::new();
+            for pair in times.windows(2) {
+                let h = pair[1] - pair[0];
+                y = step(self.method, ode, &y, pair[0], h, &mut history)?.0;
+            }
+            let scalar = (&y * a)?.sum_all()?;
+            Ok((y, scalar))
+        })?;
+        sums.add(1.0, &pulled.vars)?;
+        Ok(pulled.grad)
+    }
+}
+
+/// The state at which stage `s` of a step is evaluated.
+fn stage_state(
+    tableau: &Tableau,
+    y: &Tensor,
+    slopes: &[Tensor],
+    s: usize,
+    h: f64,
+) -> Result<Tensor> {
+    let terms: Vec<(f64, &Tensor)> = tableau.a[s].iter().map(|a| h * a).zip(slopes).collect();
+    add_scaled(y, &terms)
+}

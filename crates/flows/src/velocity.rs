@@ -1,0 +1,96 @@
+//! Velocity fields `dx/dt = v(x, t)` from a source at time 0 to a target at time 1.
+
+use crate::condition::Condition;
+use crate::error::{check, Error, Result};
+use candle_core::{DType, Tensor};
+
+/// A velocity field. Time is a tensor `[rows]` in `[0, 1]`: 0 is the source (noise), 1 the target
+/// (data), everywhere in this workspace.
+///
+/// Closures `Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>` are unconditional fields.
+pub trait Velocity {
+    /// The velocity at `x` `[rows, ...]` and `t` `[rows]`, in the shape of `x`.
+    ///
+    /// # Errors
+    /// Whatever the network's own are.
+    fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor>;
+}
+
+impl<F> Velocity for F
+where
+    F: Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>,
+{
+    fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
+        match condition {
+            Condition::Null => Ok(self(x, t)?),
+            _ => Err(Error::unsupported(
+                "a condition for a closure of x and t",
+                "implement Velocity, or close over the condition",
+            )),
+        }
+    }
+}
+
+/// A field under one condition, as an unconditional field.
+pub struct Conditioned<'a, V: ?Sized> {
+    /// The conditional field.
+    pub velocity: &'a V,
+    /// The condition, for every call.
+    pub condition: Condition,
+}
+
+impl<V: Velocity + ?Sized> Velocity for Conditioned<'_, V> {
+    fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
+        match condition {
+            Condition::Null => self.velocity.velocity(x, t, &self.condition),
+            _ => Err(Error::unsupported(
+                "a condition for a field that has one already",
+                "call the inner field",
+            )),
+        }
+    }
+}
+
+/// A field whose network wants `scale * t` (999 for networks from `score_sde`).
+pub struct WithTimeScale<V> {
+    /// The field.
+    pub inner: V,
+    /// What time is multiplied by.
+    pub scale: f64,
+}
+
+impl<V: Velocity> Velocity for WithTimeScale<V> {
+    fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
+        let scaled = t.affine(self.scale, 0.0)?;
+        self.inner.velocity(x, &scaled, condition)
+    }
+}
+
+/// A field that was trained with time running the other way: `v(x, t) = -inner(x, 1 - t)`.
+pub struct Reversed<V>(pub V);
+
+impl<V: Velocity> Velocity for Reversed<V> {
+    fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
+        let reversed = t.affine(-1.0, 1.0)?;
+        Ok(self.0.velocity(x, &reversed, condition)?.neg()?)
+    }
+}
+
+/// The times `[rows]` as numbers.
+pub(crate) fn read_times(t: &Tensor) -> Result<Vec<f64>> {
+    match t.rank() {
+        1 => Ok(t.to_dtype(DType::F64)?.to_vec1()?),
+        _ => Err(Error::shape("t", t.dims(), "[rows]")),
+    }
+}
+
+/// `t` `[rows]` as `[rows, 1, ..., 1]`, to be broadcast over `like` `[rows, ...]`.
+pub(crate) fn column(t: &Tensor, like: &Tensor) -> Result<Tensor> {
+    let rows = check::rows("x", like)?;
+    if t.dims() != [rows] {
+        return Err(Error::shape("t", t.dims(), format!("[{rows}]")));
+    }
+    let mut shape = vec![1; like.rank()];
+    shape[0] = rows;
+    Ok(t.to_dtype(like.dtype())?.reshape(shape)?)
+}

@@ -1,0 +1,421 @@
+//! Interpolants, times, losses, couplings, training.
+
+use crate::support::*;
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::{AdamW, Module, Optimizer, SGD};
+use flows::coupling::{
+    reflow, Coupling, Examples, Gaussian, Independent, OnlinePairs, StoredPairs,
+};
+use flows::interpolant::*;
+use flows::metrics::{relative_straightness, straightness, transport_cost, Cost};
+use flows::ode::{FixedStep, OdeSolver};
+use flows::time_sampler::TimeSampler;
+use flows::train::{feature_metric, Distill, FlowLoss, Metric, Reduction, TrainConfig, Trainer};
+use flows::*;
+use nn::init::SeededVars;
+use proptest::prelude::*;
+
+#[test]
+fn paths_join_their_ends_and_move_as_they_say() {
+    let paths: [&dyn Interpolant; 4] = [&Linear, &VpOde::default(), &SubVpOde::default(), &Cosine];
+    for (i, path) in paths.iter().enumerate() {
+        let at = |t: f64| {
+            let c = path
+                .coefficients(&Tensor::new(&[t], &Device::Cpu).unwrap())
+                .unwrap();
+            [&c.alpha, &c.beta, &c.d_alpha, &c.d_beta].map(|x| values(x)[0])
+        };
+        // The variance-preserving paths only come near the source.
+        assert!(
+            at(0.0)[0].abs() < 0.01 && (at(0.0)[1] - 1.0).abs() < 1e-4,
+            "{i}"
+        );
+        assert!(
+            (at(1.0)[0] - 1.0).abs() < 1e-5 && at(1.0)[1].abs() < 0.02,
+            "{i}"
+        );
+        for t in [0.1, 0.5, 0.9] {
+            let (h, now) = (1e-6, at(t));
+            let slope = |k: usize| (at(t + h)[k] - at(t - h)[k]) / (2.0 * h);
+            assert!((slope(0) - now[2]).abs() < 1e-5, "{i} {t}");
+            assert!((slope(1) - now[3]).abs() < 1e-5, "{i} {t}");
+        }
+    }
+}
+
+fn samplers() -> Vec<TimeSampler> {
+    vec![
+        TimeSampler::Uniform { eps: 0.01 },
+        TimeSampler::LogitNormal {
+            mean: 0.3,
+            std: 1.2,
+        },
+        TimeSampler::Mode { scale: 1.29 },
+        TimeSampler::Mode { scale: -0.7 },
+        TimeSampler::CoshTails {
+            a: 4.0,
+            center: 0.5,
+        },
+        TimeSampler::CoshTails {
+            a: 2.0,
+            center: 0.0,
+        },
+    ]
+}
+
+#[test]
+fn times_follow_their_density() {
+    for sampler in samplers() {
+        let n = 40_000;
+        let t = sampler
+            .sample(n, &mut RandomStream::new(1), DType::F64, &Device::Cpu)
+            .unwrap();
+        let t = values(&t);
+        assert!(t.iter().all(|t| (0.0..=1.0).contains(t)));
+        for i in 0..10 {
+            let (low, high) = (i as f64 / 10.0, (i + 1) as f64 / 10.0);
+            let share = t.iter().filter(|t| (low..high).contains(*t)).count() as f64 / n as f64;
+            let grid = 400;
+            let mass: f64 = (0..grid)
+                .map(|k| low + (k as f64 + 0.5) / grid as f64 * 0.1)
+                .map(|t| sampler.density(t).unwrap() * 0.1 / grid as f64)
+                .sum();
+            assert!(
+                (share - mass).abs() < 0.01,
+                "{sampler:?} {i}: {share} {mass}"
+            );
+        }
+    }
+    let discrete = TimeSampler::Discrete { k: 4, eps: 0.0 };
+    let t = discrete
+        .sample(50, &mut RandomStream::new(1), DType::F64, &Device::Cpu)
+        .unwrap();
+    assert!(values(&t)
+        .iter()
+        .all(|t| [0.0, 0.25, 0.5, 0.75].contains(t)));
+    assert!(discrete.density(0.5).is_err());
+    let bad = [
+        TimeSampler::Uniform { eps: 1.0 },
+        TimeSampler::Mode { scale: 3.0 },
+        TimeSampler::CoshTails {
+            a: 0.0,
+            center: 0.5,
+        },
+        TimeSampler::Discrete { k: 0, eps: 0.0 },
+        TimeSampler::Fixed(1.5),
+        TimeSampler::LogitNormal {
+            mean: 0.0,
+            std: 0.0,
+        },
+    ];
+    assert!(bad.iter().all(|s| s.validate().is_err()));
+}
+
+/// The closed-form field is where the gradient of the loss vanishes.
+#[test]
+fn the_exact_velocity_minimizes_the_loss() {
+    let mixture = mixture(DType::F64);
+    let n = 40_000;
+    let mut rng = RandomStream::new(2);
+    let (mut data, noise) = (Vec::new(), normal(5, &[n, 3], DType::F64));
+    let means = normal(11, &[6, 3], DType::F64).to_vec2::<f64>().unwrap();
+    let weights = Tensor::new(&[1.0_f64, 2.0, 1.0, 1.5, 1.0, 0.5], &Device::Cpu).unwrap();
+    let variances: [f64; 6] = [0.05, 0.1, 0.2, 0.1, 0.05, 0.15];
+    let table = weights.broadcast_as((n, 6)).unwrap().contiguous().unwrap();
+    let which = rng.categorical(&table).unwrap().to_vec1::<u32>().unwrap();
+    for m in which {
+        let m = m as usize;
+        data.extend(
+            means[m]
+                .iter()
+                .map(|c| c + variances[m].sqrt() * rng.next_normal()),
+        );
+    }
+    let data = Tensor::from_vec(data, (n, 3), &Device::Cpu).unwrap();
+    let t = TimeSampler::default()
+        .sample(n, &mut rng, DType::F64, &Device::Cpu)
+        .unwrap();
+    let (x_t, target) = interpolate(&Linear, &noise, &data, &t).unwrap();
+    let v = mixture.velocity(&x_t, &t, &Condition::Null).unwrap();
+    let residual = (v - target).unwrap();
+    for probe in [x_t.clone(), x_t.sin().unwrap(), x_t.ones_like().unwrap()] {
+        let products = values(&(&residual * probe).unwrap().sum(1).unwrap());
+        let mean = products.iter().sum::<f64>() / n as f64;
+        let square = products.iter().map(|p| p * p).sum::<f64>() / n as f64;
+        assert!(mean.abs() < 3.0 * (square / n as f64).sqrt(), "{mean}");
+    }
+}
+
+#[test]
+fn a_single_target_is_reached_in_one_step() {
+    let point = Tensor::new(&[[0.5_f64, -1.0, 2.0]], &Device::Cpu).unwrap();
+    let field = AnalyticMixture::kernel_density(&point, 0.0).unwrap();
+    let x0 = normal(1, &[5, 3], DType::F64);
+    let one = FixedStep::euler(1)
+        .recorded()
+        .solve(&field, &x0, 0.0, 1.0)
+        .unwrap();
+    let wanted = point.broadcast_as((5, 3)).unwrap();
+    assert!(distance(&one.x, &wanted.contiguous().unwrap()) < 1e-12);
+    // Straight: many steps take the same way.
+    let many = FixedStep::euler(8)
+        .recorded()
+        .solve(&field, &x0, 0.0, 1.0)
+        .unwrap();
+    let s = straightness(&many.trajectory.unwrap(), &many.times).unwrap();
+    assert!(s < 1e-20, "{s}");
+    // And a second round on such pairs asks for the velocity that is there already.
+    let mut rng = RandomStream::new(3);
+    let pairs = reflow(
+        &field,
+        &mut Gaussian::like(&x0).unwrap(),
+        64,
+        20,
+        &FixedStep::euler(4),
+        &mut rng,
+    )
+    .unwrap();
+    let (x0, x1) = pairs.tensors();
+    let loss = FlowLoss::with_time(TimeSampler::Uniform { eps: 0.0 });
+    let loss = loss.sample_and_loss(&field, x0, x1, &mut rng).unwrap();
+    assert!(values(&loss)[0] < 1e-20);
+}
+
+#[test]
+fn curved_paths_are_not_straight_and_costs_are_costs() {
+    let mixture = mixture(DType::F64);
+    let x0 = normal(1, &[200, 3], DType::F64);
+    let out = FixedStep::euler(50)
+        .recorded()
+        .solve(&mixture, &x0, 0.0, 1.0)
+        .unwrap();
+    let trajectory = out.trajectory.unwrap();
+    let relative = relative_straightness(&trajectory, &out.times).unwrap();
+    assert!(relative > 0.01, "{relative}");
+    let moved = Tensor::new(&[[3.0_f64, 4.0]], &Device::Cpu).unwrap();
+    let origin = moved.zeros_like().unwrap();
+    let cost = |c| transport_cost(&origin, &moved, c).unwrap();
+    assert_eq!(
+        [cost(Cost::SquaredL2), cost(Cost::L2), cost(Cost::L1)],
+        [25.0, 5.0, 7.0]
+    );
+    assert!(straightness(&trajectory[..1], &[0.0]).is_err());
+    assert!(relative_straightness(&[origin.clone(), origin], &[0.0, 1.0]).is_err());
+}
+
+proptest! {
+    #![proptest_config(cases(12))]
+
+    /// Reductions and metrics against their definitions.
+    #[test]
+    fn losses_are_what_they_say(seed in 0u64..500, c in 0.1f64..2.0) {
+        let (x0, x1) = (normal(seed, &[4, 2, 2], DType::F64), normal(seed + 1, &[4, 2, 2], DType::F64));
+        let t = Tensor::new(&[0.0_f64, 0.3, 0.5, 1.0], &Device::Cpu).unwrap();
+        let zero = |x: &Tensor, _: &Tensor| x.zeros_like();
+        let squares = (&x1 - &x0).unwrap().sqr().unwrap().flatten_from(1).unwrap().sum(1).unwrap();
+        let squares = values(&squares);
+        let mean = |f: &dyn Fn(f64) -> f64| squares.iter().map(|s| f(*s)).sum::<f64>() / 4.0;
+        let found = |loss: FlowLoss| {
+            values(&loss.loss(&zero, &x0, &x1, &t, &Condition::Null).unwrap())[0]
+        };
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-10 * b.abs().max(1.0);
+        prop_assert!(close(found(FlowLoss::default()), mean(&|s| s / 4.0)));
+        let half = FlowLoss { reduction: Reduction::HalfSum, ..FlowLoss::default() };
+        prop_assert!(close(found(half), mean(&|s| s / 2.0)));
+        let huber = FlowLoss { metric: Metric::PseudoHuber { c }, ..FlowLoss::default() };
+        prop_assert!(close(found(huber), mean(&|s| (s + c * c).sqrt() - c)));
+        // Features that are a linear map see the residual through it.
+        let half_of = feature_metric(|x| Ok((x.flatten_from(1)? * 0.5)?), 1e-3);
+        let features = FlowLoss { metric: half_of, ..FlowLoss::default() };
+        prop_assert!((found(features) - mean(&|s| s / 4.0)).abs() < 1e-6 * mean(&|s| s).max(1.0));
+        let doubled = FlowLoss { weight: Some(Box::new(|t| Ok((t.ones_like()? * 2.0)?))), ..FlowLoss::default() };
+        prop_assert!(close(found(doubled), mean(&|s| s / 2.0)));
+    }
+}
+
+#[test]
+fn pairs_stay_together_and_survive_a_file() {
+    let x0 = normal(1, &[30, 2], DType::F32);
+    let mut pairs = StoredPairs::new(x0.clone(), (&x0 * 3.0).unwrap()).unwrap();
+    let (a, b) = pairs.batch(100, &mut RandomStream::new(1)).unwrap();
+    assert!(distance(&(a * 3.0).unwrap(), &b) < 1e-6);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pairs.safetensors");
+    pairs.save(&file).unwrap();
+    let loaded = StoredPairs::load(&file, &Device::Cpu).unwrap();
+    assert_eq!((bits(loaded.tensors().0), loaded.len()), (bits(&x0), 30));
+    assert!(StoredPairs::new(x0.clone(), x0.narrow(0, 0, 3).unwrap()).is_err());
+    let double = |x: &Tensor, _: &Tensor| x * 1.0;
+    let mut online = OnlinePairs {
+        teacher: &double,
+        solver: &FixedStep::euler(1),
+        source: Gaussian::like(&x0).unwrap(),
+    };
+    let (a, b) = online.batch(7, &mut RandomStream::new(1)).unwrap();
+    assert!(distance(&(a * 2.0).unwrap(), &b) < 1e-6);
+}
+
+#[test]
+fn distillation_trains_at_its_own_times() {
+    let loss = |d: Distill| d.loss(Metric::SquaredL2).unwrap().time;
+    assert_eq!(loss(Distill::OneStep), TimeSampler::Fixed(0.0));
+    assert_eq!(loss(Distill::OneStepBack), TimeSampler::Fixed(1.0));
+    assert_eq!(
+        loss(Distill::Steps(3)),
+        TimeSampler::Discrete { k: 3, eps: 0.0 }
+    );
+    assert_eq!(
+        (Distill::OneStep.steps(), Distill::Steps(3).steps()),
+        (1, 3)
+    );
+    assert!(Distill::Steps(0).loss(Metric::SquaredL2).is_err());
+}
+
+struct Line {
+    vars: SeededVars,
+    layer: candle_nn::Linear,
+}
+
+fn line() -> Line {
+    let vars = SeededVars::new(&RandomStream::new(4));
+    let layer = candle_nn::linear(3, 2, vars.builder(DType::F32, &Device::Cpu)).unwrap();
+    Line { vars, layer }
+}
+
+impl Velocity for Line {
+    fn velocity(&self, x: &Tensor, t: &Tensor, _: &Condition) -> Result<Tensor> {
+        Ok(self
+            .layer
+            .forward(&Tensor::cat(&[x, &t.unsqueeze(1)?], 1)?)?)
+    }
+}
+
+fn trainer(line: &Line, config: TrainConfig) -> Trainer<SGD> {
+    let vars = line.vars.trainable();
+    let sgd = SGD::new(vars.iter().map(|(_, v)| v.clone()).collect(), 0.1).unwrap();
+    Trainer::new(vars, sgd, config).unwrap()
+}
+
+fn weights(line: &Line) -> Vec<u64> {
+    line.vars
+        .trainable()
+        .iter()
+        .flat_map(|(_, v)| bits(v))
+        .collect()
+}
+
+fn steps(line: &Line, trainer: &mut Trainer<SGD>, range: std::ops::Range<u64>) {
+    for i in range {
+        let (x0, x1) = (
+            normal(i, &[8, 2], DType::F32),
+            normal(i + 99, &[8, 2], DType::F32),
+        );
+        let mut rng = RandomStream::new(i);
+        let loss = FlowLoss::default()
+            .sample_and_loss(line, &x0, &x1, &mut rng)
+            .unwrap();
+        trainer.step(&loss).unwrap();
+    }
+}
+
+#[test]
+fn training_that_is_stopped_goes_on_with_the_same_bits() {
+    let config = TrainConfig {
+        lr: 0.1,
+        warmup: 6,
+        ema_decay: 0.9,
+        grad_clip: Some(0.5),
+    };
+    let whole = line();
+    let mut one = trainer(&whole, config);
+    steps(&whole, &mut one, 0..10);
+    let parts = line();
+    let mut first = trainer(&parts, config);
+    steps(&parts, &mut first, 0..4);
+    let state = first.state().unwrap();
+    let mut second = trainer(&parts, config);
+    second.load_state(&state).unwrap();
+    steps(&parts, &mut second, 4..10);
+    assert_eq!(weights(&whole), weights(&parts));
+    let average = |l: &Line, t: &Trainer<SGD>| t.with_averaged(|| Ok(weights(l))).unwrap();
+    assert_eq!(average(&whole, &one), average(&parts, &second));
+    // The trained weights are back, also after an error.
+    let before = weights(&whole);
+    let failed: Result<()> = one.with_averaged(|| Err(Error::other("no")));
+    assert!(failed.is_err() && before == weights(&whole));
+    one.adopt_average().unwrap();
+    assert_eq!(weights(&whole), average(&whole, &one));
+    let mut bad = state.clone();
+    bad.remove("steps");
+    assert!(second.load_state(&bad).is_err());
+}
+
+#[test]
+fn training_refuses_what_is_no_number_and_clips() {
+    let line = line();
+    let mut trainer = trainer(
+        &line,
+        TrainConfig {
+            lr: 0.1,
+            warmup: 0,
+            grad_clip: Some(1e-3),
+            ..Default::default()
+        },
+    );
+    let before = weights(&line);
+    let weight = line.vars.trainable()[0].1.clone();
+    let bad = (weight.as_tensor().sum_all().unwrap() * f64::NAN).unwrap();
+    assert!(trainer.step(&bad).is_err());
+    assert_eq!(before, weights(&line));
+    let old: Vec<f64> = line
+        .vars
+        .trainable()
+        .iter()
+        .flat_map(|(_, v)| values(v))
+        .collect();
+    steps(&line, &mut trainer, 0..1);
+    let new: Vec<f64> = line
+        .vars
+        .trainable()
+        .iter()
+        .flat_map(|(_, v)| values(v))
+        .collect();
+    let moved = old
+        .iter()
+        .zip(&new)
+        .map(|(a, b)| (a - b).powi(2))
+        .sum::<f64>()
+        .sqrt();
+    assert!((moved - 1e-4).abs() < 1e-6, "{moved}");
+    let lost = Tensor::new(1f32, &Device::Cpu).unwrap();
+    let var = Var::from_tensor(&lost).unwrap();
+    assert!(trainer.step(&var.sqr().unwrap()).is_err());
+    let config = TrainConfig {
+        ema_decay: 1.0,
+        ..Default::default()
+    };
+    let vars = line.vars.trainable();
+    let adam = AdamW::new_lr(vec![], 0.1).unwrap();
+    assert!(Trainer::new(vars, adam, config).is_err());
+}
+
+/// Two Gaussians on the left to two on the right: one round of reflow straightens the paths.
+#[test]
+fn transfer_between_two_domains_straightens() {
+    let corner = |x: f64, y: f64| Tensor::new(&[[x, y], [x, -y]], &Device::Cpu).unwrap();
+    let right = AnalyticMixture::new(&corner(2.0, 1.0), &[0.05, 0.05], &[1.0, 1.0]).unwrap();
+    // The exact field from standard normal noise; its pairs are the first round's.
+    let mut rng = RandomStream::new(1);
+    let mut source = Gaussian::like(&corner(0.0, 0.0)).unwrap();
+    let first = FixedStep::euler(50);
+    let pairs = reflow(&right, &mut source, 4000, 1000, &first, &mut rng).unwrap();
+    let (x0, x1) = pairs.tensors();
+    // Independent pairs cost more: a flow never moves farther than the pairs it came from.
+    let mut independent = Independent {
+        source,
+        target: Examples(x1.clone()),
+    };
+    let (a, b) = independent.batch(4000, &mut rng).unwrap();
+    let cost = |a, b| transport_cost(a, b, Cost::SquaredL2).unwrap();
+    assert!(cost(x0, x1) < cost(&a, &b) - 0.3);
+}

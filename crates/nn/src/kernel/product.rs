@@ -1,0 +1,148 @@
+//! Matrix products over strided views: no operand is ever transposed in memory.
+
+use super::{filled, Scalar, PARALLEL_FROM};
+use rayon::prelude::*;
+
+/// A view of a matrix inside a slice.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a, T> {
+    data: &'a [T],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a, T> Matrix<'a, T> {
+    /// Row-major and dense.
+    pub(crate) fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
+        Self::strided(data, (rows, cols), (cols, 1))
+    }
+
+    /// With the given strides of rows and columns.
+    pub(crate) fn strided(
+        data: &'a [T],
+        (rows, cols): (usize, usize),
+        (row_stride, col_stride): (usize, usize),
+    ) -> Self {
+        let last = rows.saturating_sub(1) * row_stride + cols.saturating_sub(1) * col_stride;
+        assert!(rows * cols == 0 || last < data.len());
+        Self {
+            data,
+            rows,
+            cols,
+            row_stride,
+            col_stride,
+        }
+    }
+
+    /// Whether rows lie a large power of two apart, so that packing a panel of them finds all in the
+    /// same few lines of the first-level cache.
+    fn collides(&self) -> bool {
+        let distance = self.row_stride * size_of::<T>();
+        let worth = self.rows >= 64 && self.cols >= 256;
+        self.col_stride == 1 && distance.is_multiple_of(2048) && distance > 0 && worth
+    }
+
+    pub(crate) fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// A copy whose rows are not a power of two apart.
+fn spaced<T: Scalar>(m: &Matrix<'_, T>, parallel: bool) -> (Vec<T>, usize) {
+    let stride = m.cols + 64 / size_of::<T>();
+    let copy = filled(m.rows * stride, |out| {
+        let row = |(i, out): (usize, &mut [T])| {
+            let (values, rest) = out.split_at_mut(m.cols);
+            values.copy_from_slice(&m.data[i * m.row_stride..][..m.cols]);
+            rest.fill(T::ZERO);
+        };
+        match parallel {
+            true => {
+                let rows = out.par_chunks_mut(stride).enumerate();
+                rows.with_min_len(PARALLEL_FROM / stride + 1).for_each(row);
+            }
+            false => out.chunks_mut(stride).enumerate().for_each(row),
+        }
+    });
+    (copy, stride)
+}
+
+/// What happens to the old content of the output.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Onto {
+    /// It is replaced, and need not be initialized.
+    Nothing,
+    /// The product is added to it.
+    Sum,
+}
+
+/// `out (+)= scale a b`, row-major with `out_stride` numbers from row to row, on the threads of
+/// the pool that it is called from (`parallel`) or on the calling one. The sums over the inner
+/// dimension are never split between threads: the bits do not depend on their number.
+pub(crate) fn product<T: Scalar>(
+    (out, out_stride): (&mut [T], usize),
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    (onto, scale): (Onto, T),
+    parallel: bool,
+) {
+    // Both factors are packed along their inner dimension.
+    let (a_copy, b_copy);
+    let a = match a.collides() {
+        true => {
+            a_copy = spaced(&a, parallel);
+            Matrix::strided(&a_copy.0, (a.rows, a.cols), (a_copy.1, 1))
+        }
+        false => a,
+    };
+    let b = match b.t().collides() {
+        true => {
+            b_copy = spaced(&b.t(), parallel);
+            Matrix::strided(&b_copy.0, (b.cols, b.rows), (b_copy.1, 1)).t()
+        }
+        false => b,
+    };
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    assert!(k == b.rows && n <= out_stride.max(1));
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!((m - 1) * out_stride + n <= out.len());
+    let parallelism = match parallel && rayon::current_num_threads() > 1 {
+        true => gemm::Parallelism::Rayon(0),
+        false => gemm::Parallelism::None,
+    };
+    // SAFETY: the views lie inside their slices and the output inside its own (asserted above and
+    // in `Matrix::strided`); a mutable slice overlaps no other.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            out_stride as isize,
+            onto == Onto::Sum,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            T::ONE,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
