@@ -1,5 +1,7 @@
 //! The same operation in the package that a user would otherwise pick and in ours, in turn.
 
+#[cfg(feature = "graph-learning")]
+mod graph_learning;
 mod networks;
 #[cfg(feature = "convex")]
 mod convex;
@@ -92,6 +94,8 @@ pub fn run(
     };
     optim::cases(&mut session)?;
     nn::cases(&mut session)?;
+    #[cfg(feature = "graph-learning")]
+    graph_learning::cases(&mut session)?;
     networks::cases(&mut session)?;
     #[cfg(feature = "convex")]
     convex::cases(&mut session)?;

@@ -11,6 +11,7 @@ const SCRIPT: &str = concat!(
     include_str!("worker.py"),
     include_str!("optim.py"),
     include_str!("nn.py"),
+    include_str!("graph_learning.py"),
     include_str!("networks.py"),
     include_str!("convex.py"),
     "main()\n"
