@@ -11,6 +11,14 @@ pub const PAGE: &str = "training-on-cpu.md";
 /// The networks in their order on the page.
 const NETWORKS: [&str; 5] = ["mlp", "cnn", "resnet", "transformer", "unet"];
 
+/// The parts of a step in their order.
+const PARTS: [&str; 4] = [
+    ": forward",
+    ": backward",
+    ": optimizer step",
+    ": whole step",
+];
+
 const HEAD: &str = "\
 # Training on the CPU
 
@@ -62,7 +70,11 @@ pub fn rows(docs: &Path) -> Result<Vec<Row>> {
 pub fn markdown(rows: &[Row]) -> String {
     let mut out = String::from(HEAD);
     for slug in NETWORKS {
-        let mine: Vec<&Row> = rows.iter().filter(|row| row.slug == slug).collect();
+        let mut mine: Vec<&Row> = rows.iter().filter(|row| row.slug == slug).collect();
+        mine.sort_by_key(|row| {
+            let part = PARTS.iter().position(|part| row.operation.ends_with(part));
+            (row.peer.as_str(), row.threads, part)
+        });
         let Some(title) = mine
             .first()
             .and_then(|row| row.operation.split(": ").next())
@@ -88,8 +100,8 @@ pub fn markdown(rows: &[Row]) -> String {
             if let Some([ours, theirs]) = row.memory {
                 let _ = writeln!(
                     out,
-                    "\nPeak memory of a step beside {} on {} threads: {ours:.0} MB, theirs {theirs:.0} MB.",
-                    row.peer, row.threads
+                    "\nPeak memory of a step, threads {}: {ours:.0} MB, {} {theirs:.0} MB.",
+                    row.threads, row.peer
                 );
             }
         }

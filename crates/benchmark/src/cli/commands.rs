@@ -307,7 +307,8 @@ pub(super) fn list(registry: &Registry, out: &mut dyn Write) -> Result<u8> {
 pub(super) fn methods(registry: &Registry, args: &MethodsArgs, out: &mut dyn Write) -> Result<u8> {
     let published = table::read(&args.docs)?;
     let mut pages = vec![(table::TABLE, table::markdown(registry, &published))];
-    if args.docs.join(table::PEERS).exists() {
+    // A folder without the page gets none.
+    if args.docs.join(training_page::PAGE).exists() {
         let rows = training_page::rows(&args.docs)?;
         pages.push((training_page::PAGE, training_page::markdown(&rows)));
     }
