@@ -1,10 +1,10 @@
 //! The same operation in the package that a user would otherwise pick and in ours, in turn.
 
+#[cfg(feature = "convex")]
+mod convex;
 #[cfg(feature = "graph-learning")]
 mod graph_learning;
 mod networks;
-#[cfg(feature = "convex")]
-mod convex;
 mod nn;
 mod optim;
 mod worker;

@@ -4,9 +4,9 @@
 //! the operations it must do, and the session runs it in turn with the ceiling.
 
 mod ceiling;
-mod nn;
 #[cfg(feature = "convex")]
 mod convex;
+mod nn;
 mod optim;
 mod timing;
 

@@ -1,5 +1,7 @@
 //! The scenarios, by the crate that holds the method.
 
+#[cfg(feature = "convex")]
+mod convex;
 #[cfg(feature = "flows")]
 mod flows;
 #[cfg(feature = "flows")]
@@ -8,8 +10,6 @@ pub mod generation;
 mod graph_learning;
 #[cfg(feature = "guidance")]
 mod guidance;
-#[cfg(feature = "convex")]
-mod convex;
 #[cfg(feature = "nn")]
 mod nn;
 #[cfg(feature = "optim")]
