@@ -147,6 +147,8 @@ struct System<'a, T> {
     bias: &'a [T],
     heads: usize,
     gamma: f64,
+    /// Changes are measured against the largest bias, but not against less than this.
+    floor: f64,
 }
 
 impl<'a, T: Scalar> System<'a, T> {
@@ -163,6 +165,7 @@ impl<'a, T: Scalar> System<'a, T> {
             bias,
             heads,
             gamma,
+            floor: 1.0,
         }
     }
 
@@ -296,7 +299,7 @@ fn picard<T: Scalar>(
     let bias = &system.bias[rows.start * m..rows.end * m];
     let scale = bias
         .iter()
-        .fold(1.0f64, |s, b| s.max(Real::to_f64(Real::abs(*b))));
+        .fold(system.floor, |s: f64, b| s.max(Real::to_f64(Real::abs(*b))));
     let mut max_iter = limits.max_iter;
     let mut report = SolveReport {
         iterations: 0,
@@ -562,7 +565,9 @@ impl Implicit {
         let (w, h, g) = (host::<T>(w)?, host::<T>(h)?, host::<T>(grad)?);
         let (_, transposed) = rows_of(&self.graph, self.how.orientation);
         let slopes: Vec<T> = h.iter().map(|y| self.how.activation.slope_at(*y)).collect();
-        let system = System::new(transposed, &w, &g, grad.dims()[1], self.how.gamma);
+        let mut system = System::new(transposed, &w, &g, grad.dims()[1], self.how.gamma);
+        // A loss that is a mean has gradients far below 1, and they need their digits too.
+        system.floor = 0.0;
         let post = |at: usize, z: T| slopes[at] * z;
         let (u, report) = solve(&system, &self.ptr, self.how.backward, Some(&slopes), &post)?;
         if !report.converged {

@@ -183,6 +183,27 @@ fn a_cap_that_is_too_low_is_reported() {
     assert!(long.converged && long.iterations > 100, "{long:?}");
 }
 
+/// A smaller loss has a smaller gradient, with as many digits.
+#[test]
+fn the_size_of_the_loss_does_not_matter() {
+    let graph = messy(3, 12, 40);
+    let (w, b) = problem(3, &graph, Orientation::RowIsSource);
+    let how = how(
+        0.9,
+        Contraction::Tanh,
+        Orientation::RowIsSource,
+        iterate(1e-6),
+    );
+    let grads = |power: i32| {
+        let h = fixed_point(&graph, None, &w, &b, how).unwrap().0;
+        let loss = (against(&h, 1) * f64::powi(2.0, power)).unwrap();
+        let grads = loss.backward().unwrap();
+        let back = |v: &Var| bits(&(grads.get(v).unwrap() * f64::powi(2.0, -power)).unwrap());
+        (back(&w), back(&b))
+    };
+    assert_eq!(grads(0), grads(-30));
+}
+
 #[test]
 fn clipped_logits_have_no_gradient_outside() {
     let graph = Graph::from_edges(2, vec![0, 0, 0, 0], vec![1, 1, 0, 1]).unwrap();

@@ -51,7 +51,7 @@ impl Scenario for Cgs {
             krate: "graph-learning",
             module: "cgs",
             tags: &["graph", "implicit"],
-            version: 1,
+            version: 2,
             summary: "Electric potentials between two plates: points in the unit square joined by Delaunay's edges with \
                       random conductances. 300 updates on batches of 16 networks of 30 to 59 nodes, new ones every 30 \
                       updates; tested on 8 networks of each of 50, 200 and 800 nodes. One message-passing layer, three \
