@@ -180,7 +180,7 @@ struct CautiousRule {
 impl Rule<1, 8> for CautiousRule {
     const NAME: &'static str = "cautious-lion";
     const DEVICE_BODY: Option<&'static str> = Some(
-        "const T c = k[2] * s0 + k[3] * g; const bool agrees = sign(c) * g > 0 || k[7] == 0; p = p - k[1] * ((agrees ? k[6] * sign(c) : T(0)) + k[0] * p); s0 = k[4] * s0 + k[5] * g; event = agrees;",
+        "const T c = k[2] * s0 + k[3] * g; const T keep = sign(c) * g > 0 || k[7] == 0 ? k[6] * sign(c) : 0; p = p - k[1] * (keep + k[0] * p); event = sign(c) * g > 0 || k[7] == 0; s0 = k[4] * s0 + k[5] * g;",
     );
 
     fn scalars(&self) -> [f64; 8] {

@@ -81,7 +81,7 @@ struct SplitRule {
 impl Rule<1, 5> for SplitRule {
     const NAME: &'static str = "split-sgd";
     const DEVICE_BODY: Option<&'static str> = Some(
-        "s0 = k[2] * s0 + k[3] * g; const T size = s0 > 0 ? s0 : -s0; const bool split = size > k[4]; p = p - (split ? k[1] * sign(s0) : k[0] * s0); event = split;",
+        "s0 = k[2] * s0 + k[3] * g; const T size = s0 > 0 ? s0 : -s0; p = p - (size > k[4] ? k[1] * sign(s0) : k[0] * s0); event = size > k[4];",
     );
 
     fn scalars(&self) -> [f64; 5] {
