@@ -1,6 +1,6 @@
 //! Our kernels against the machine's own ceilings, measured in the same run.
 //!
-//! One file a crate: it hands each kernel to [`Session::measure`] with the bytes it must move or
+//! One file a crate: it hands each kernel to the session with the bytes it must move or
 //! the operations it must do, and the session runs it in turn with the ceiling.
 
 mod ceiling;

@@ -128,7 +128,7 @@ impl TwoLayerRelu {
     /// `beta/2 sum_j (|u_j|^2 + alpha_j^2)`, plus the loss: what gradient descent would minimise.
     ///
     /// # Errors
-    /// As [`Data`](super::Data), and those of candle.
+    /// Weights, outputs or labels that are not finite, and those of candle.
     pub fn objective(&self, x: &Tensor, y: &Tensor, loss: ConvexLoss, beta: f64) -> Result<f64> {
         let outputs = values("outputs", &self.forward(x)?)?;
         let y = values("y", y)?;
