@@ -49,7 +49,9 @@ impl Scenario for Bcd {
                       start. Non-negative least squares with an L1 term (100 x 200, 8 true positives): steps to a \
                       relative gap of 1e-10 with blocks of 60.",
             notes: "Steps are compared, as in the paper: a greedy step costs a whole gradient, a random one a block of \
-                    it. Trees hold half of the lattice's nodes, dense blocks as many as cost the same, seven.",
+                    it. Trees hold half of the lattice's nodes, dense blocks as many as cost the same, seven. \
+                    GS is far ahead of random blocks in the mean (a factor of 30), but on one seed of five by less \
+                    than 20.",
             data: Data { embedded: "generated", real: None },
             arms: vec![
                 arm("random", "random blocks, 1/L", Role::Baseline),
