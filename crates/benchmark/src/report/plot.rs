@@ -122,7 +122,7 @@ pub(super) fn lines(title: &str, lines: &[Line]) -> Result<Option<String>> {
     draw(title, 300, |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(8)
-            .margin_right(18)
+            .margin_right(28)
             .x_label_area_size(44)
             .y_label_area_size(62)
             .build_cartesian_2d(x0..x1, y0 - margin..y1 + margin)?;
