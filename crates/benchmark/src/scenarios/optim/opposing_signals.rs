@@ -41,10 +41,8 @@ impl Scenario for OpposingSignals {
                       the rarer sign.",
             notes: "On the digits the groups are mostly of one class each; which classes depends on the seed. At the small \
                     step the losses change smoothly, and the correlation of two smooth series over eleven recordings \
-                    is that of their trends: it came out near -0.4, not above 0, on seeds 0 to 2, and above 0 on three \
-                    of five others. On the toy model the strongest step is often the one at which both groups fall \
-                    together; then only one of the two detected groups can consist of outliers, and an independent \
-                    replay of the experiment finds the same (precisions of 0.28 to 0.95 on eight draws).",
+                    is that of their trends, of either sign. On the toy model both kinds of outliers mostly fall \
+                    together at the strongest step; then only one of the two detected groups can consist of them.",
             data: Data { embedded: "digits", real: None },
             arms: vec![
                 Arm::new("toy-stable", "toy model, stable step", Role::Baseline).fixed(&[("eta", 0.01)]),
