@@ -345,7 +345,9 @@ impl CompiledProgram {
                 last.evaluate(&mut registers, &inputs, &host, i, tile.len());
                 for (out, operand) in outputs.iter_mut().zip(&self.outputs) {
                     let source = last.source(*operand, &registers, &inputs, &host, i);
-                    (0..tile.len()).for_each(|k| out.push(source.get(k)));
+                    let from = out.len();
+                    out.resize(from + tile.len(), T::default());
+                    source.write(&mut out[from..]);
                 }
             }
         }
@@ -384,6 +386,13 @@ impl<T: Number> Source<'_, T> {
         match self {
             Self::Slice(x) => x[i],
             Self::Value(x) => *x,
+        }
+    }
+
+    fn write(&self, out: &mut [T]) {
+        match self {
+            Self::Slice(x) => out.copy_from_slice(&x[..out.len()]),
+            Self::Value(x) => out.fill(*x),
         }
     }
 }
@@ -863,7 +872,7 @@ impl CompiledProgram {
             last.evaluate(registers, &inputs, host, tensor, len);
             for (out, operand) in outputs.iter_mut().zip(&self.outputs) {
                 let source = last.source(*operand, registers, &inputs, host, tensor);
-                elementwise(Op::Copy, &mut out[..len], source, source, source);
+                source.write(&mut out[..len]);
             }
             for (w, update) in w[tile.clone()].iter_mut().zip(&outputs[0]) {
                 *w = *w - *update;

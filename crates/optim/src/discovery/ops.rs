@@ -149,6 +149,9 @@ impl Op {
     }
 
     /// The value of an elementwise operation; the reductions of numbers that are scalars.
+    // Inlined where the operation is a constant, so that a loop over a tile has no choice inside; it
+    // must not call itself for that.
+    #[inline(always)]
     pub(super) fn apply<T: Number>(self, x: T, y: T, z: T) -> T {
         let number = T::from_f64;
         match self {
@@ -176,7 +179,7 @@ impl Op {
             Op::Square => x * x,
             Op::Cube => x * x * x,
             Op::Cbrt => x.map(f64::cbrt, f32::cbrt),
-            Op::Sign => x.map(sign, |x| sign(f64::from(x)) as f32),
+            Op::Sign => sign(x),
             Op::Reciprocal => number(1.0) / x,
             Op::Negative => number(0.0) - x,
             Op::Log => x.map(|x| x.abs().ln(), |x| x.abs().ln()),
@@ -188,21 +191,8 @@ impl Op {
             Op::Sub => x - y,
             Op::Mul | Op::Dot => x * y,
             Op::Div => x / (y + number(EPS)),
-            // A NaN on either side stays one.
-            Op::Max => {
-                if x > y || x.is_nan() {
-                    x
-                } else {
-                    y
-                }
-            }
-            Op::Min => {
-                if x < y || x.is_nan() {
-                    x
-                } else {
-                    y
-                }
-            }
+            Op::Max => larger(x, y),
+            Op::Min => smaller(x, y),
             Op::Power => x.power(y),
             Op::CosineSim => {
                 let both = (x * y).map(f64::abs, f32::abs);
@@ -210,25 +200,43 @@ impl Op {
             }
             Op::ClipByGlobalNorm => {
                 let norm = x.map(f64::abs, f32::abs);
-                x * Op::Min.apply(number(1.0), y / norm, z)
+                x * smaller(number(1.0), y / norm)
             }
-            Op::Clip => {
-                let low = Op::Max.apply(x, number(0.0) - y, z);
-                Op::Min.apply(low, y, z)
-            }
+            Op::Clip => smaller(larger(x, number(0.0) - y), y),
             Op::Interpolate => (number(1.0) - z) * x + z * y,
         }
     }
 }
 
-fn sign(x: f64) -> f64 {
-    if x > 0.0 {
-        1.0
-    } else if x < 0.0 {
-        -1.0
+/// The larger number; a NaN on either side stays one.
+#[inline(always)]
+fn larger<T: Number>(x: T, y: T) -> T {
+    if x > y || x.is_nan() {
+        x
     } else {
-        // Zero and NaN.
-        x * 0.0
+        y
+    }
+}
+
+/// The smaller number; a NaN on either side stays one.
+#[inline(always)]
+fn smaller<T: Number>(x: T, y: T) -> T {
+    if x < y || x.is_nan() {
+        x
+    } else {
+        y
+    }
+}
+
+/// 1, -1, or zero and NaN as they are; by selections, because signs of gradients cannot be predicted.
+#[inline(always)]
+fn sign<T: Number>(x: T) -> T {
+    let (zero, one) = (T::from_f64(0.0), T::from_f64(1.0));
+    let signed = if x > zero { one } else { zero - one };
+    if x > zero || x < zero {
+        signed
+    } else {
+        x * zero
     }
 }
 
@@ -259,15 +267,19 @@ pub trait Number:
 }
 
 impl Number for f64 {
+    #[inline(always)]
     fn from_f64(x: f64) -> Self {
         x
     }
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         self
     }
+    #[inline(always)]
     fn is_nan(self) -> bool {
         self.is_nan()
     }
+    #[inline(always)]
     fn power(self, y: Self) -> Self {
         self.powf(y)
     }
@@ -278,15 +290,19 @@ impl Number for f64 {
 }
 
 impl Number for f32 {
+    #[inline(always)]
     fn from_f64(x: f64) -> Self {
         x as f32
     }
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         f64::from(self)
     }
+    #[inline(always)]
     fn is_nan(self) -> bool {
         self.is_nan()
     }
+    #[inline(always)]
     fn power(self, y: Self) -> Self {
         self.powf(y)
     }
