@@ -138,7 +138,7 @@ fn observed_orders() {
         let found = order(make);
         assert!(found > 1.8, "{i}: {found}");
     }
-    // Its first two steps are of lower order, so the third order shows in the size of the error.
+    // With first steps as long as the others the third order shows in the size of the error only.
     let noise = normal(4, &[8, 3], DType::F64);
     let fine = sample(Heun, vp_grid(1000), &noise);
     let error = |stepper: Box<dyn Stepper>| distance(&sample(stepper, vp_grid(30), &noise), &fine);
@@ -147,6 +147,31 @@ fn observed_orders() {
         third < 0.7 * error(Box::<DpmSolverPP2M>::default()),
         "{third}"
     );
+}
+
+/// The first two steps have lower orders of their own: they are so short here that their error is
+/// of a higher order than the rest's.
+#[test]
+fn the_third_order_shows_behind_short_first_steps() {
+    let schedule = VpSde::default();
+    let noise = normal(4, &[8, 3], DType::F64);
+    let ends = vp_grid(1);
+    let [first, last] = [ends.levels()[0], ends.levels()[1]];
+    let error = |n: usize, fine: &Tensor| {
+        let (from, h) = (first.lambda(), (last.lambda() - first.lambda()) / n as f64);
+        let short = 0.1 * h.powi(2);
+        let mut levels = vec![first];
+        for lambda in [from + short, from + 2.0 * short] {
+            levels.push(schedule.at_lambda(lambda).unwrap());
+        }
+        levels.extend((1..n).map(|i| schedule.at_lambda(from + i as f64 * h).unwrap()));
+        levels.push(last);
+        let grid = Grid::custom(levels).unwrap();
+        distance(&sample(DpmSolverPP3M::default(), grid, &noise), fine).ln()
+    };
+    let fine = sample(Heun, vp_grid(6000), &noise);
+    let found = (error(60, &fine) - error(240, &fine)) / 4.0_f64.ln();
+    assert!((2.7..3.4).contains(&found), "{found}");
 }
 
 /// For Gaussian data of variance `v` the flow is linear with a known factor.

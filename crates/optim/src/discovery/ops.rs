@@ -232,11 +232,11 @@ fn smaller<T: Number>(x: T, y: T) -> T {
 #[inline(always)]
 fn sign<T: Number>(x: T) -> T {
     let (zero, one) = (T::from_f64(0.0), T::from_f64(1.0));
-    let signed = if x > zero { one } else { zero - one };
-    if x > zero || x < zero {
-        signed
+    let positive = if x > zero { one } else { x };
+    if x < zero {
+        zero - one
     } else {
-        x * zero
+        positive
     }
 }
 
