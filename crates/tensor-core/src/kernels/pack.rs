@@ -77,7 +77,8 @@ mod wide {
         for &word in words {
             for part in 0..4 {
                 let set = (word >> (LANES * part)) as u16;
-                if start < from.len() {
+                // A mask in blocks leaves whole lines of memory alone.
+                if set != 0 {
                     // SAFETY: lanes beyond the end are not read; at most TILE entries are packed,
                     // and the whole vector is stored inside the padding.
                     unsafe {
@@ -85,9 +86,10 @@ mod wide {
                         let packed = _mm512_maskz_compress_epi32(set, values);
                         _mm512_storeu_si512(to_at.cast(), packed);
                         to_at = to_at.add(set.count_ones() as usize);
-                        from_at = from_at.add(LANES);
                     }
                 }
+                // Only compared or read where a word says that there are entries.
+                from_at = from_at.wrapping_add(LANES);
                 start += LANES;
             }
         }
@@ -104,7 +106,7 @@ mod wide {
         for &word in words {
             for part in 0..4 {
                 let set = (word >> (LANES * part)) as u16;
-                if start < to.len() {
+                if set != 0 {
                     let exist = existing(start, to.len());
                     // SAFETY: lanes beyond the end are neither read nor written; reads of packed
                     // entries end inside the padding.
@@ -114,9 +116,9 @@ mod wide {
                         let new = _mm512_mask_expand_epi32(old, set, packed);
                         _mm512_mask_storeu_epi32(to_at, exist, new);
                         from_at = from_at.add(set.count_ones() as usize);
-                        to_at = to_at.add(LANES);
                     }
                 }
+                to_at = to_at.wrapping_add(LANES);
                 start += LANES;
             }
         }
