@@ -4,6 +4,7 @@
 //! | module | what it gives |
 //! | --- | --- |
 //! | [`digits`](mod@digits) | 1797 real images of handwritten digits inside the crate, no download |
+//! | [`text`] | 199,995 characters of Shakespeare inside the crate |
 //! | [`generate`] | problems made from a seed, with a known answer |
 //! | [`load`] | MNIST (IDX), CIFAR, CSV, NPY and NPZ files |
 //! | [`data_dir`] | the layout of a folder with data sets (`--data DIR`) |
@@ -44,6 +45,7 @@ pub mod generate;
 pub mod load;
 pub mod split;
 pub mod standardize;
+pub mod text;
 
 pub use batches::{BatchConfig, BatchState, Batches, Order};
 pub use data::{Classification, Examples, Regression, TrainTest};

@@ -18,3 +18,4 @@ mod npy;
 mod server;
 mod split;
 mod table;
+mod text;
