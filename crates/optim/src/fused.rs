@@ -67,6 +67,21 @@ pub struct StepCounts {
     pub held: u64,
 }
 
+impl StepCounts {
+    pub(crate) fn tensor(&self) -> Result<Tensor> {
+        counters(&[self.taken, self.skipped, self.held])
+    }
+
+    pub(crate) fn read(tensor: &Tensor) -> Result<Self> {
+        let [taken, skipped, held] = read_counters(tensor)?;
+        Ok(Self {
+            taken,
+            skipped,
+            held,
+        })
+    }
+}
+
 /// Saved state: named tensors.
 pub type State = BTreeMap<String, Tensor>;
 
@@ -192,43 +207,9 @@ impl<const S: usize> Core<S> {
         grads: &'g GradStore,
         first: Option<&mut dyn GradientTransform>,
     ) -> Result<std::result::Result<Gradients<'g>, Withheld>> {
-        let mut gradients = Gradients::collect(params, grads);
-        let mut flow = match first {
-            Some(first) => first.apply(&mut gradients)?,
-            None => Flow::Continue,
-        };
-        if flow == Flow::Continue {
-            flow = self.transforms.apply(&mut gradients)?;
-        }
-        if flow == Flow::Continue {
-            flow = self.guard(&gradients)?;
-        }
-        let Flow::Withhold(why) = flow else {
-            return Ok(Ok(gradients));
-        };
-        if why == Withheld::NonFinite {
-            self.counts.skipped += 1;
-            tracing::warn!(
-                skipped = self.counts.skipped,
-                "step left out: non-finite gradient"
-            );
-        }
-        Ok(Err(why))
-    }
-
-    fn guard(&self, gradients: &Gradients<'_>) -> Result<Flow> {
-        if !matches!(self.nonfinite, NonFinite::SkipStep | NonFinite::Error) {
-            return Ok(Flow::Continue);
-        }
-        let bad = gradients.nonfinite()?;
-        if bad.is_empty() {
-            return Ok(Flow::Continue);
-        }
-        if self.nonfinite == NonFinite::Error {
-            let name = |(name, count): &(&str, u64)| format!("`{name}` ({count} entries)");
-            return Err(Error::NonFiniteGradient(bad.iter().map(name).collect()));
-        }
-        Ok(Flow::Withhold(Withheld::NonFinite))
+        let gradients = Gradients::collect(params, grads);
+        let (chain, counts) = (&mut self.transforms, &mut self.counts);
+        gather(gradients, first, chain, self.nonfinite, counts)
     }
 
     /// Runs the rule over all parameters that have a gradient.
@@ -269,8 +250,7 @@ impl<const S: usize> Core<S> {
                 state.insert(format!("{label}.{name}"), self.update.state(i, slot)?);
             }
         }
-        let counts = [self.counts.taken, self.counts.skipped, self.counts.held];
-        state.insert("counts".into(), counters(&counts)?);
+        state.insert("counts".into(), self.counts.tensor()?);
         for (name, tensor) in self.transforms.state()? {
             state.insert(format!("transform.{name}"), tensor);
         }
@@ -330,14 +310,55 @@ impl<const S: usize> Core<S> {
                 self.update.load_state(i, slot, &state[&name])?;
             }
         }
-        let [taken, skipped, held] = read_counters(&state["counts"])?;
-        self.counts = StepCounts {
-            taken,
-            skipped,
-            held,
-        };
+        self.counts = StepCounts::read(&state["counts"])?;
         Ok(())
     }
+}
+
+/// Gradients after a transform and a chain, or why the step is not taken.
+pub(crate) fn gather<'g>(
+    mut gradients: Gradients<'g>,
+    first: Option<&mut dyn GradientTransform>,
+    chain: &mut Chain,
+    nonfinite: NonFinite,
+    counts: &mut StepCounts,
+) -> Result<std::result::Result<Gradients<'g>, Withheld>> {
+    let mut flow = match first {
+        Some(first) => first.apply(&mut gradients)?,
+        None => Flow::Continue,
+    };
+    if flow == Flow::Continue {
+        flow = chain.apply(&mut gradients)?;
+    }
+    if flow == Flow::Continue {
+        flow = guard(&gradients, nonfinite)?;
+    }
+    let Flow::Withhold(why) = flow else {
+        return Ok(Ok(gradients));
+    };
+    if why == Withheld::NonFinite {
+        counts.skipped += 1;
+        tracing::warn!(
+            skipped = counts.skipped,
+            "step left out: non-finite gradient"
+        );
+    }
+    Ok(Err(why))
+}
+
+fn guard(gradients: &Gradients<'_>, nonfinite: NonFinite) -> Result<Flow> {
+    if !matches!(nonfinite, NonFinite::SkipStep | NonFinite::Error) {
+        return Ok(Flow::Continue);
+    }
+    let bad = gradients.nonfinite()?;
+    if bad.is_empty() {
+        return Ok(Flow::Continue);
+    }
+    if nonfinite == NonFinite::Error {
+        let name = |(name, count): &(&str, u64)| format!("`{name}` ({count} entries)");
+        return Err(Error::NonFiniteGradient(bad.iter().map(name).collect()));
+    }
+    Ok(Flow::Withhold(Withheld::NonFinite))
 }
 
 /// One tensor of a state.

@@ -67,6 +67,7 @@ mod error;
 mod foreign;
 mod fused;
 pub mod gradients;
+mod host;
 pub mod large_batch;
 pub mod lion;
 pub mod param_group;

@@ -31,6 +31,19 @@ pub struct HistoryPoint {
     pub generated: usize,
     /// The best fitness so far.
     pub best: f64,
+    /// The fitness of that program on the task of [`SearchOptions::meta`], which is asked after every
+    /// batch with a better program. It falls at first and rises where the search begins to fit the
+    /// accidents of its own task.
+    pub meta: Option<f64>,
+}
+
+/// The program that did best on the task of [`SearchOptions::meta`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct MetaBest {
+    /// The program, simplified, with its fitness in the search.
+    pub individual: Individual,
+    /// Its fitness on that task.
+    pub meta: f64,
 }
 
 /// What a search found.
@@ -52,6 +65,9 @@ pub struct SearchReport {
     pub best: Program,
     /// Its fitness.
     pub best_fitness: f64,
+    /// Of the programs that were the best in their time, the one that did best on the task of
+    /// [`SearchOptions::meta`].
+    pub best_meta: Option<MetaBest>,
     /// The last population, from the oldest on; the best programs ever for the searches without one.
     pub population: Vec<Individual>,
     /// Whether the budget was used up (a progress function may have ended the search before).
@@ -87,6 +103,9 @@ pub struct SearchOptions<'a> {
     pub every: usize,
     /// Sees the progress after every batch; returns whether to go on.
     pub progress: Option<Watch<'a>>,
+    /// A larger task on other data, by which fresh populations begin with the program that carries over
+    /// best instead of the one that fits the search's own task best.
+    pub meta: Option<&'a dyn ProxyTask>,
 }
 
 impl std::fmt::Debug for SearchOptions<'_> {
@@ -95,6 +114,7 @@ impl std::fmt::Debug for SearchOptions<'_> {
             .field("seed", &self.seed)
             .field("checkpoint", &self.checkpoint)
             .field("every", &self.every)
+            .field("meta", &self.meta.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -304,6 +324,7 @@ pub(super) struct SearchState {
     pub(super) population: VecDeque<Individual>,
     pub(super) cache: BTreeMap<u128, f64>,
     pub(super) best: Individual,
+    pub(super) best_meta: Option<MetaBest>,
     pub(super) history: Vec<HistoryPoint>,
     /// Evaluations since the best, children made, well-typed ones, invalid tries, duplicates,
     /// evaluations, restarts.
@@ -345,19 +366,19 @@ impl Search<'_> {
     ) -> Result<SearchReport> {
         let start = Instant::now();
         self.validate(warm)?;
-        let id = self.identity(warm, rng, options.seed);
+        let id = self.identity(warm, rng, &options);
         let saved = match &options.checkpoint {
             Some(path) if path.exists() => Some(SearchState::load(path, &id)?),
             _ => None,
         };
         let mut state = match saved {
             Some(state) => state,
-            None => self.begin(task, warm, options.seed)?,
+            None => self.begin(task, warm, &options)?,
         };
         let mut last_save = state.evaluated;
         let mut wanted = true;
         while wanted && self.goes_on(&state) {
-            self.round(&mut state, task, warm, rng, options.seed)?;
+            self.round(&mut state, task, warm, rng, &options)?;
             if let Some(path) = &options.checkpoint {
                 if state.evaluated >= last_save + options.every.max(1) {
                     state.save(path, &id)?;
@@ -380,8 +401,9 @@ impl Search<'_> {
     }
 
     /// What a checkpoint must agree on.
-    fn identity(&self, warm: &Program, rng: &RandomStream, seed: u64) -> String {
-        format!("{self:?} {warm} {:?} {seed}", rng.state())
+    fn identity(&self, warm: &Program, rng: &RandomStream, options: &SearchOptions<'_>) -> String {
+        let (seed, meta) = (options.seed, options.meta.is_some());
+        format!("{self:?} {warm} {:?} {seed} {meta}", rng.state())
     }
 
     fn goes_on(&self, state: &SearchState) -> bool {
@@ -389,15 +411,20 @@ impl Search<'_> {
             && state.issued < self.max_generated.saturating_mul(self.budget)
     }
 
-    fn begin(&self, task: &dyn ProxyTask, warm: &Program, seed: u64) -> Result<SearchState> {
+    fn begin(
+        &self,
+        task: &dyn ProxyTask,
+        warm: &Program,
+        options: &SearchOptions<'_>,
+    ) -> Result<SearchState> {
         let simple = simplify(warm, self.signature());
-        let fitness = self.evaluate(task, &simple, seed)?;
+        let fitness = self.evaluate(task, &simple, options.seed)?;
         let one = Individual {
             program: warm.clone(),
             fitness,
         };
         let key = hash(&simple, self.signature(), HashMode::Search);
-        Ok(SearchState {
+        let mut state = SearchState {
             population: std::iter::repeat_n(one.clone(), self.population).collect(),
             cache: BTreeMap::from([(key, fitness)]),
             best: Individual {
@@ -408,7 +435,9 @@ impl Search<'_> {
                 evaluated: 1,
                 generated: 0,
                 best: fitness,
+                meta: None,
             }],
+            best_meta: None,
             since_best: 0,
             issued: 0,
             generated: 0,
@@ -416,7 +445,26 @@ impl Search<'_> {
             duplicates: 0,
             evaluated: 1,
             restarts: 0,
-        })
+        };
+        self.validate_best(&mut state, options)?;
+        Ok(state)
+    }
+
+    /// Tries a new best program on the larger task.
+    fn validate_best(&self, state: &mut SearchState, options: &SearchOptions<'_>) -> Result<()> {
+        let (Some(task), Some(last)) = (options.meta, state.history.last_mut()) else {
+            return Ok(());
+        };
+        if last.meta.is_some() {
+            return Ok(());
+        }
+        let meta = self.evaluate(task, &state.best.program, options.seed)?;
+        last.meta = Some(meta);
+        if state.best_meta.as_ref().is_none_or(|best| meta < best.meta) {
+            let individual = state.best.clone();
+            state.best_meta = Some(MetaBest { individual, meta });
+        }
+        Ok(())
     }
 
     fn evaluate(&self, task: &dyn ProxyTask, simple: &Program, seed: u64) -> Result<f64> {
@@ -431,7 +479,7 @@ impl Search<'_> {
         task: &dyn ProxyTask,
         warm: &Program,
         rng: &RandomStream,
-        seed: u64,
+        options: &SearchOptions<'_>,
     ) -> Result<()> {
         let mut children = Vec::with_capacity(self.batch);
         for _ in 0..self.batch {
@@ -456,6 +504,7 @@ impl Search<'_> {
             .filter(|c| !state.cache.contains_key(&c.key) && seen.insert(c.key))
             .take(left)
             .collect();
+        let seed = options.seed;
         let train = |child: &&Child| Ok((child.key, self.evaluate(task, &child.simple, seed)?));
         let trained: Result<Vec<(u128, f64)>> = open.par_iter().map(train).collect();
         let mut fresh: BTreeMap<u128, f64> = trained?.into_iter().collect();
@@ -469,6 +518,7 @@ impl Search<'_> {
             };
             self.commit(state, child, fitness, duplicate);
         }
+        self.validate_best(state, options)?;
         self.restart(state, warm, rng)
     }
 
@@ -491,6 +541,7 @@ impl Search<'_> {
                 evaluated: state.evaluated,
                 generated: state.generated,
                 best: fitness,
+                meta: None,
             });
             tracing::debug!(evaluated = state.evaluated, fitness, "a better program");
         }
@@ -517,7 +568,7 @@ impl Search<'_> {
     }
 
     /// A fresh population after a long time without a better program, from the warm start or from
-    /// the best.
+    /// the best: the one that carries over best, where that is known.
     fn restart(&self, state: &mut SearchState, warm: &Program, rng: &RandomStream) -> Result<()> {
         if self.restart_after == 0 || state.since_best < self.restart_after {
             return Ok(());
@@ -525,7 +576,10 @@ impl Search<'_> {
         let mut own = rng.split_index("restart", state.restarts as u64);
         let from_best = own.below(2)? == 0;
         let start = match from_best {
-            true => state.best.clone(),
+            true => match &state.best_meta {
+                Some(best) => best.individual.clone(),
+                None => state.best.clone(),
+            },
             false => Individual {
                 program: warm.clone(),
                 fitness: state.history.first().map_or(f64::INFINITY, |h| h.best),
@@ -584,6 +638,7 @@ impl Search<'_> {
             restarts: state.restarts,
             best: state.best.program,
             best_fitness: state.best.fitness,
+            best_meta: state.best_meta,
             population: state.population.into(),
             wall,
         }

@@ -35,7 +35,7 @@
 //!
 //! Use the same data order and initial weights for all programs of a seed: the cache keeps one
 //! fitness for each program. A good rank on the proxy task does not carry over by itself; that is
-//! what the funnel is for.
+//! what the funnel is for, and [`SearchOptions::meta`] shows it while the search runs.
 //!
 //! ```
 //! use thalweg_optim::discovery::{AbortRule, CompiledProgram, Evolution, Fitness, Program, ProxyTask};
@@ -80,8 +80,8 @@ mod task;
 
 pub use check::{typecheck, OpSet, Signature, Ty, TypeMap};
 pub use evolve::{
-    ConstantTuning, Evolution, HistoryPoint, Individual, Progress, RandomSearch, SearchOptions,
-    SearchReport,
+    ConstantTuning, Evolution, HistoryPoint, Individual, MetaBest, Progress, RandomSearch,
+    SearchOptions, SearchReport,
 };
 pub use funnel::{Funnel, FunnelStage, Selected};
 pub use interpret::{CompiledProgram, ProgramRun};

@@ -5,15 +5,18 @@ use super::interpret::{CompiledProgram, ProgramRun};
 use super::ops::Number;
 use super::program::Program;
 use super::simplify::simplify;
-use crate::fused::{part, State};
+use crate::fused::{gather, part, State};
+use crate::gradients::Gradients;
+use crate::host::contents;
 use crate::param_group::numbered;
-use crate::{Error, Result};
+use crate::transform::{Chain, GradientTransform};
+use crate::{Error, NonFinite, Result, Stateful, StepCounts, StepReport, StepWith};
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor, Var, WithDType};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Tensor, Var, WithDType};
 use candle_nn::Optimizer;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use tensor_core::checkpoint::{expect_state, TensorSpec};
-use tensor_core::kernels::sum_squares;
 
 /// What a [`ProgramOptimizer`] runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,21 +26,28 @@ pub struct ProgramConfig {
     /// The value of the schedule that the program gets as `lr`, in `[0, 1]`; the base rate is a
     /// constant inside the program.
     pub lr: f64,
+    /// What happens to gradients that are not finite. Norms and dot products mix the entries, so that
+    /// none can be held by itself: with them, [`NonFinite::Hold`] acts as [`NonFinite::Error`].
+    pub nonfinite: NonFinite,
 }
 
 impl ProgramConfig {
     /// The program at a schedule of 1.
     pub fn new(program: Program) -> Self {
-        Self { program, lr: 1.0 }
+        Self {
+            program,
+            lr: 1.0,
+            nonfinite: NonFinite::Hold,
+        }
     }
 }
 
 /// A found program in one's own loop, in `f32` or `f64` on the CPU: parameters are updated in place,
 /// in one pass over memory for a program without norms and dot products (and one more for each level
-/// of them). Scalars of the program are computed over all parameters together.
+/// of them). Scalars of the program are computed over all parameters together. A carried tree that
+/// the program hands through costs nothing.
 ///
-/// Parameters without gradient are left alone. Gradients that are not finite are an error, and
-/// nothing is changed.
+/// Parameters without gradient are left alone.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -54,9 +64,12 @@ impl ProgramConfig {
 /// ```
 #[derive(Debug)]
 pub struct ProgramOptimizer {
-    params: Vec<(String, Var)>,
+    params: Arc<[(String, Var)]>,
     program: CompiledProgram,
     lr: f64,
+    nonfinite: NonFinite,
+    transforms: Chain,
+    counts: StepCounts,
     dtype: DType,
     /// The carried trees of each parameter.
     single: Vec<Vec<Vec<f32>>>,
@@ -97,10 +110,18 @@ impl ProgramOptimizer {
             DType::F64 => (vec![], sizes.map(|n| vec![vec![0.0; n]; carried]).collect()),
             _ => (sizes.map(|n| vec![vec![0.0; n]; carried]).collect(), vec![]),
         };
+        let mixes = program.passes() > 1 && config.nonfinite == NonFinite::Hold;
         Ok(Self {
-            params,
+            params: params.into(),
+            nonfinite: if mixes {
+                NonFinite::Error
+            } else {
+                config.nonfinite
+            },
             program,
             lr: config.lr,
+            transforms: Chain::new(),
+            counts: StepCounts::default(),
             dtype,
             single,
             double,
@@ -112,33 +133,75 @@ impl ProgramOptimizer {
         self.program.program()
     }
 
-    fn advance(&mut self, grads: &GradStore) -> Result<()> {
-        let mut bad = Vec::new();
-        for (name, var) in &self.params {
-            if let Some(grad) = grads.get(var) {
-                if !sum_squares(grad)?.is_finite() {
-                    bad.push(name.clone());
-                }
-            }
-        }
-        if !bad.is_empty() {
-            return Err(Error::NonFiniteGradient(bad));
-        }
-        let (params, program, lr) = (&self.params, &self.program, self.lr);
-        match self.dtype {
-            DType::F64 => apply(params, program, &mut self.double, grads, lr),
-            _ => apply(params, program, &mut self.single, grads, lr),
-        }
+    /// Adds a chain of gradient transforms before the update.
+    #[must_use]
+    pub fn with_transforms(mut self, transforms: Chain) -> Self {
+        self.transforms = transforms;
+        self
     }
 
-    /// The carried trees by name (`m.weight`).
-    ///
-    /// # Errors
-    /// Those of candle.
-    pub fn state(&self) -> Result<State> {
+    /// Steps taken and left out, entries held, since the beginning.
+    pub fn counts(&self) -> StepCounts {
+        self.counts
+    }
+
+    fn advance(
+        &mut self,
+        grads: &GradStore,
+        first: Option<&mut dyn GradientTransform>,
+    ) -> Result<StepReport> {
+        let params = self.params.clone();
+        let gradients = Gradients::collect(&params, grads);
+        let (chain, counts) = (&mut self.transforms, &mut self.counts);
+        let set = match gather(gradients, first, chain, self.nonfinite, counts)? {
+            Ok(set) => set,
+            Err(why) => return Ok(StepReport::withheld(why)),
+        };
+        let mut chosen = Vec::with_capacity(params.len());
+        for (i, (_, var)) in params.iter().enumerate() {
+            if let Some(grad) = set.materialized(i)? {
+                chosen.push((i, var, grad.contiguous()?));
+            }
+        }
+        let hold = self.nonfinite == NonFinite::Hold;
+        let (program, lr) = (&self.program, self.lr);
+        let held = match self.dtype {
+            DType::F64 => apply(&chosen, program, &mut self.double, lr, hold),
+            _ => apply(&chosen, program, &mut self.single, lr, hold),
+        }?;
+        self.counts.taken += 1;
+        self.counts.held += held;
+        if held > 0 {
+            tracing::warn!(held, "entries held: non-finite gradient");
+        }
+        Ok(StepReport {
+            withheld: None,
+            without_gradient: params.len() - chosen.len(),
+            held,
+        })
+    }
+}
+
+impl StepWith for ProgramOptimizer {
+    fn params(&self) -> &[(String, Var)] {
+        &self.params
+    }
+
+    fn step_with(
+        &mut self,
+        grads: &GradStore,
+        transform: &mut dyn GradientTransform,
+    ) -> Result<StepReport> {
+        self.advance(grads, Some(transform))
+    }
+}
+
+impl Stateful for ProgramOptimizer {
+    /// The carried trees by name (`m.weight`), the counts, the transforms' state.
+    fn state(&self) -> Result<State> {
         let mut state = State::new();
         for (i, (name, var)) in self.params.iter().enumerate() {
-            for (k, tree) in self.program_trees().iter().enumerate() {
+            for (k, tree) in Signature::optimizer().carried.iter().enumerate() {
                 let tensor = match self.dtype {
                     DType::F64 => {
                         Tensor::from_slice(&self.double[i][k], var.shape(), &Device::Cpu)?
@@ -148,25 +211,32 @@ impl ProgramOptimizer {
                 state.insert(format!("{tree}.{name}"), tensor);
             }
         }
+        state.insert("counts".into(), self.counts.tensor()?);
+        for (name, tensor) in self.transforms.state()? {
+            state.insert(format!("transform.{name}"), tensor);
+        }
         Ok(state)
     }
 
-    fn program_trees(&self) -> Vec<String> {
-        Signature::optimizer().carried
-    }
-
-    /// Restores what [`state`](Self::state) returned.
-    ///
-    /// # Errors
-    /// A list of everything that does not fit; nothing is changed then.
-    pub fn load_state(&mut self, state: &State) -> Result<()> {
-        let own = self.state()?;
+    fn load_state(&mut self, state: &State) -> Result<()> {
+        let of_transforms = |name: &String| name.starts_with("transform.");
+        let mut own = self.state()?;
+        own.retain(|name, _| !of_transforms(name));
+        let (inner, rest): (State, State) = state
+            .clone()
+            .into_iter()
+            .partition(|(name, _)| of_transforms(name));
         let spec = |(name, tensor): (&String, &Tensor)| {
             TensorSpec::from((name.as_str(), tensor.dims(), tensor.dtype()))
         };
-        expect_state(state, own.iter().map(spec))?;
+        expect_state(&rest, own.iter().map(spec))?;
+        let counts = StepCounts::read(part(state, "counts")?)?;
+        let short = |(name, tensor): (String, Tensor)| (name["transform.".len()..].into(), tensor);
+        self.transforms
+            .load_state(&inner.into_iter().map(short).collect())?;
+        self.counts = counts;
         for (i, (name, _)) in self.params.iter().enumerate() {
-            for (k, tree) in self.program_trees().iter().enumerate() {
+            for (k, tree) in Signature::optimizer().carried.iter().enumerate() {
                 let values = part(state, &format!("{tree}.{name}"))?.flatten_all()?;
                 match self.dtype {
                     DType::F64 => self.double[i][k] = values.to_vec1()?,
@@ -176,18 +246,19 @@ impl ProgramOptimizer {
         }
         Ok(())
     }
+
+    fn state_bytes(&self) -> usize {
+        let entries: usize = self.params.iter().map(|(_, var)| var.elem_count()).sum();
+        entries * self.dtype.size_in_bytes() * Signature::optimizer().carried.len()
+    }
 }
 
 /// Numbers that programs run in and candle stores.
 trait Stored: Number + WithDType {
-    fn slice(storage: &CpuStorage) -> candle_core::Result<&[Self]>;
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut Vec<Self>>;
 }
 
 impl Stored for f32 {
-    fn slice(storage: &CpuStorage) -> candle_core::Result<&[Self]> {
-        storage.as_slice()
-    }
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut Vec<Self>> {
         match storage {
             CpuStorage::F32(data) => Some(data),
@@ -197,9 +268,6 @@ impl Stored for f32 {
 }
 
 impl Stored for f64 {
-    fn slice(storage: &CpuStorage) -> candle_core::Result<&[Self]> {
-        storage.as_slice()
-    }
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut Vec<Self>> {
         match storage {
             CpuStorage::F64(data) => Some(data),
@@ -208,25 +276,19 @@ impl Stored for f64 {
     }
 }
 
-/// One step over the parameters that have a gradient.
+/// One step over the parameters that have a gradient; gives the number of held entries.
 fn apply<T: Stored>(
-    params: &[(String, Var)],
+    chosen: &[Chosen<'_>],
     program: &CompiledProgram,
     state: &mut [Vec<Vec<T>>],
-    grads: &GradStore,
     lr: f64,
-) -> Result<()> {
-    let mut chosen = Vec::new();
-    for (i, (_, var)) in params.iter().enumerate() {
-        if let Some(grad) = grads.get(var) {
-            chosen.push((i, var, grad.detach().contiguous()?));
-        }
-    }
+    hold: bool,
+) -> Result<u64> {
     let sizes: Vec<usize> = chosen.iter().map(|(_, var, _)| var.elem_count()).collect();
     let mut run = program.run::<T>(&[]);
     let trees = chosen.iter().map(|(i, ..)| std::mem::take(&mut state[*i]));
     run.adopt(sizes, trees.collect());
-    let result = step(&chosen, &mut run, lr);
+    let result = step(chosen, &mut run, lr, hold);
     // Whatever happened, the carried trees go back.
     for ((i, ..), trees) in chosen.iter().zip(run.release()) {
         state[*i] = trees;
@@ -236,7 +298,12 @@ fn apply<T: Stored>(
 
 type Chosen<'v> = (usize, &'v Var, Tensor);
 
-fn step<T: Stored>(chosen: &[Chosen<'_>], run: &mut ProgramRun<'_, T>, lr: f64) -> Result<()> {
+fn step<T: Stored>(
+    chosen: &[Chosen<'_>],
+    run: &mut ProgramRun<'_, T>,
+    lr: f64,
+    hold: bool,
+) -> Result<u64> {
     let gradients: Vec<_> = chosen
         .iter()
         .map(|(.., g)| g.storage_and_layout())
@@ -256,25 +323,16 @@ fn step<T: Stored>(chosen: &[Chosen<'_>], run: &mut ProgramRun<'_, T>, lr: f64) 
         }
         run.prepare(&tensors, lr)?;
     }
-    let shared = Mutex::new(run);
+    let (shared, held) = (Mutex::new(run), AtomicU64::new(0));
     for (k, ((_, var, _), g)) in chosen.iter().zip(&gradient_slices).enumerate() {
         var.inplace_op1(&Finish {
             run: &shared,
             tensor: k,
             g,
+            held: hold.then_some(&held),
         })?;
     }
-    Ok(())
-}
-
-fn contents<'s, T: Stored>(storage: &'s Storage, layout: &Layout) -> Result<&'s [T]> {
-    match (storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(cpu), Some((from, to))) => Ok(&T::slice(cpu)?[from..to]),
-        _ => {
-            let expected = "contiguous, on the CPU";
-            Err(Error::argument("tensor", layout.dims(), expected))
-        }
-    }
+    Ok(held.into_inner())
 }
 
 /// The last pass on one parameter.
@@ -282,6 +340,8 @@ struct Finish<'a, 'p, T> {
     run: &'a Mutex<&'a mut ProgramRun<'p, T>>,
     tensor: usize,
     g: &'a [T],
+    /// Counts the entries that are held; `None` holds none.
+    held: Option<&'a AtomicU64>,
 }
 
 impl<T: Stored> InplaceOp1 for Finish<'_, '_, T> {
@@ -295,7 +355,15 @@ impl<T: Stored> InplaceOp1 for Finish<'_, '_, T> {
             candle_core::bail!("a program needs contiguous parameters of its own precision");
         };
         let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        run.finish(self.tensor, &mut data[from..to], self.g);
+        let count = run.finish(
+            self.tensor,
+            &mut data[from..to],
+            self.g,
+            self.held.is_some(),
+        );
+        if let Some(held) = self.held {
+            held.fetch_add(count, Ordering::Relaxed);
+        }
         Ok(())
     }
 }
@@ -308,7 +376,8 @@ impl Optimizer for ProgramOptimizer {
     }
 
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
-        Ok(self.advance(grads)?)
+        self.advance(grads, None)?;
+        Ok(())
     }
 
     /// The schedule's value.

@@ -1,6 +1,6 @@
 //! Searches as files.
 
-use super::evolve::{HistoryPoint, Individual, SearchState};
+use super::evolve::{HistoryPoint, Individual, MetaBest, SearchState};
 use super::program::Program;
 use crate::fused::{part, State};
 use crate::{Error, Result};
@@ -27,6 +27,9 @@ impl SearchState {
         tensors.insert("cache_values".into(), floats(values)?);
         let bests = self.history.iter().map(|h| h.best).collect();
         tensors.insert("history_best".into(), floats(bests)?);
+        // NaN stands for none.
+        let meta = self.history.iter().map(|h| h.meta.unwrap_or(f64::NAN));
+        tensors.insert("history_meta".into(), floats(meta.collect())?);
         let places = |h: &HistoryPoint| [h.evaluated as i64, h.generated as i64];
         let places = self.history.iter().flat_map(places).collect();
         tensors.insert("history_places".into(), integers(places)?);
@@ -44,6 +47,13 @@ impl SearchState {
         let mut checkpoint = Checkpoint::new(KIND, tensors)
             .with("search", identity)
             .with("best", &self.best.program);
+        if let Some(best) = &self.best_meta {
+            let numbers = vec![best.individual.fitness, best.meta];
+            checkpoint
+                .tensors
+                .insert("best_meta".into(), floats(numbers)?);
+            checkpoint = checkpoint.with("best_meta", &best.individual.program);
+        }
         for (i, individual) in self.population.iter().enumerate() {
             checkpoint = checkpoint.with(format!("program.{i}"), &individual.program);
         }
@@ -82,12 +92,33 @@ impl SearchState {
         let keys = integers("cache_keys")?;
         let keys = keys.chunks_exact(2).map(key);
         let places = integers("history_places")?;
-        let history = places.chunks_exact(2).zip(floats("history_best")?);
-        let history = history.map(|(places, best)| HistoryPoint {
+        let numbers = floats("history_best")?
+            .into_iter()
+            .zip(floats("history_meta")?);
+        let history = places.chunks_exact(2).zip(numbers);
+        let history = history.map(|(places, (best, meta))| HistoryPoint {
             evaluated: places[0] as usize,
             generated: places[1] as usize,
             best,
+            meta: (!meta.is_nan()).then_some(meta),
         });
+        let best_meta = match tensors.contains_key("best_meta") {
+            true => Some((floats("best_meta")?, checkpoint.text("best_meta")?)),
+            false => None,
+        };
+        let best_meta = match best_meta {
+            Some((numbers, program)) => {
+                let [fitness, meta] = numbers[..] else {
+                    return Err(mismatch(
+                        "has another number of values for the best program",
+                    ));
+                };
+                let program = program.parse()?;
+                let individual = Individual { program, fitness };
+                Some(MetaBest { individual, meta })
+            }
+            None => None,
+        };
         let counts = integers("counts")?;
         let [since_best, issued, generated, invalid, duplicates, evaluated, restarts] = counts[..]
         else {
@@ -102,6 +133,7 @@ impl SearchState {
                 program: checkpoint.text("best")?.parse()?,
                 fitness: *best_fitness,
             },
+            best_meta,
             population,
             cache: keys.zip(floats("cache_values")?).collect(),
             history: history.collect(),

@@ -14,22 +14,22 @@ const TOY: Tolerance = Tolerance::Absolute(1e-5);
 const DETECT: Tolerance = Tolerance::Absolute(1e-4);
 const EXACT: Tolerance = Tolerance::Mismatches(0);
 
-/// Checks the toy trajectory (`toy.*`), what is detected in it (`detect.*`) and the Hessian of a
-/// small network (`hess.*`).
+/// Checks every toy trajectory (a prefix with `.b0`), what is detected in it (the same prefix with
+/// `detect` in the place of `toy`), and the Hessian of every small network (`.hv`).
 ///
 /// # Errors
 /// An error when the file lacks an input; a difference is a failed comparison instead.
 pub fn opposing_signals(reference: &mut Reference) -> Result<()> {
-    if reference.has("toy.X") {
-        toy(reference)?;
+    for case in reference.cases(".b0") {
+        toy(reference, &case)?;
     }
-    if reference.has("hess.x") {
-        hessian(reference)?;
+    for case in reference.cases(".hv") {
+        hessian(reference, &case)?;
     }
     Ok(())
 }
 
-fn toy(reference: &mut Reference) -> Result<()> {
+fn toy(reference: &mut Reference, case: &str) -> Result<()> {
     let sign = |g: &f64| {
         if *g == 0.0 {
             0
@@ -40,20 +40,20 @@ fn toy(reference: &mut Reference) -> Result<()> {
         }
     };
     let data = ToyData {
-        x: reference.input("toy.X")?.tensor(DType::F64)?,
-        y: reference.input("toy.y")?.tensor(DType::F64)?,
+        x: reference.input(&format!("{case}.X"))?.tensor(DType::F64)?,
+        y: reference.input(&format!("{case}.y"))?.tensor(DType::F64)?,
         group: reference
-            .input("toy.group")?
+            .input(&format!("{case}.group"))?
             .values
             .iter()
             .map(sign)
             .collect(),
     };
     let eta: f64 = reference.number("eta")?;
-    let steps = reference.expected("toy.c")?.shape[0];
+    let steps = reference.expected(&format!("{case}.c"))?.shape[0];
     let mut model = ToyModel {
         c: reference.number("c0")?,
-        b: reference.input("toy.b0")?.tensor(DType::F64)?,
+        b: reference.input(&format!("{case}.b0"))?.tensor(DType::F64)?,
     };
     let mut recorder = LossRecorder::new(data.group.len(), steps.max(2))?;
     let (mut models, mut losses) = (Vec::new(), Vec::new());
@@ -74,16 +74,18 @@ fn toy(reference: &mut Reference) -> Result<()> {
         ("loss", &losses),
         ("sharpness", &sharpness),
     ] {
-        reference.compare(&format!("toy.{name}"), found, TOY)?;
+        reference.compare(&format!("{case}.{name}"), found, TOY)?;
     }
-    if reference.has("detect.step") {
-        detection(reference, &data, &models, &recorder)?;
+    let case = case.replace("toy", "detect");
+    if reference.has(&format!("{case}.step")) {
+        detection(reference, &case, &data, &models, &recorder)?;
     }
     Ok(())
 }
 
 fn detection(
     reference: &mut Reference,
+    case: &str,
     data: &ToyData,
     models: &[ToyModel],
     recorder: &LossRecorder,
@@ -99,12 +101,20 @@ fn detection(
     };
     let again = analyze(recorder, pair.row, &config)?;
     let indices = |of: &[usize]| of.iter().map(|i| *i as f64).collect::<Vec<_>>();
-    reference.compare("detect.step", &[pair.step as f64], EXACT)?;
-    reference.compare("detect.increase_idx", &indices(&pair.up), EXACT)?;
-    reference.compare("detect.decrease_idx", &indices(&again.down), EXACT)?;
-    reference.compare("detect.changes", &pair.changes, DETECT)?;
-    reference.compare("detect.corr", &[pair.corr], DETECT)?;
-    reference.compare("detect.valley_step", &[pair.valley_row as f64], EXACT)?;
+    reference.compare(&format!("{case}.step"), &[pair.step as f64], EXACT)?;
+    reference.compare(&format!("{case}.increase_idx"), &indices(&pair.up), EXACT)?;
+    reference.compare(
+        &format!("{case}.decrease_idx"),
+        &indices(&again.down),
+        EXACT,
+    )?;
+    reference.compare(&format!("{case}.changes"), &pair.changes, DETECT)?;
+    reference.compare(&format!("{case}.corr"), &[pair.corr], DETECT)?;
+    reference.compare(
+        &format!("{case}.valley_step"),
+        &[pair.valley_row as f64],
+        EXACT,
+    )?;
     for (prefix, row) in [("", pair.row), ("valley_", pair.valley_row)] {
         let report = at(data, &models[row], &pair)?;
         let cos = if prefix.is_empty() {
@@ -112,11 +122,11 @@ fn detection(
         } else {
             "valley_cos"
         };
-        reference.compare(&format!("detect.{cos}"), &[report.cos], DETECT)?;
+        reference.compare(&format!("{case}.{cos}"), &[report.cos], DETECT)?;
         let ratio = [report.norm_ratio.0, report.norm_ratio.1];
-        reference.compare(&format!("detect.{prefix}norm_ratio"), &ratio, DETECT)?;
+        reference.compare(&format!("{case}.{prefix}norm_ratio"), &ratio, DETECT)?;
         if let (true, Some((up, down, all))) = (prefix.is_empty(), report.eig_alignment) {
-            reference.compare("detect.eig_alignment", &[up, down, all], DETECT)?;
+            reference.compare(&format!("{case}.eig_alignment"), &[up, down, all], DETECT)?;
         }
     }
     Ok(())
@@ -149,12 +159,12 @@ fn at(
 }
 
 /// Mean cross entropy of `tanh(x w1^T) w2^T`.
-fn hessian(reference: &mut Reference) -> Result<()> {
-    let x = reference.input("hess.x")?.tensor(DType::F64)?;
-    let y = reference.input("hess.y")?.tensor(DType::U32)?;
+fn hessian(reference: &mut Reference, case: &str) -> Result<()> {
+    let x = reference.input(&format!("{case}.x"))?.tensor(DType::F64)?;
+    let y = reference.input(&format!("{case}.y"))?.tensor(DType::U32)?;
     let mut vars = Vec::new();
-    while reference.has(&format!("hess.w{}", vars.len() + 1)) {
-        let name = format!("hess.w{}", vars.len() + 1);
+    while reference.has(&format!("{case}.w{}", vars.len() + 1)) {
+        let name = format!("{case}.w{}", vars.len() + 1);
         vars.push(Var::from_tensor(
             &reference.input(&name)?.tensor(DType::F64)?,
         )?);
@@ -172,7 +182,7 @@ fn hessian(reference: &mut Reference) -> Result<()> {
         let log_p = shifted.broadcast_sub(&log_sum)?;
         log_p.gather(&y.unsqueeze(1)?, 1)?.mean_all()?.neg()
     };
-    let v = reference.input("hess.v")?.tensor(DType::F64)?;
+    let v = reference.input(&format!("{case}.v"))?.tensor(DType::F64)?;
     let product = |v: &Tensor| -> Result<(Vec<f64>, Method)> {
         let (mut parts, mut from) = (Vec::new(), 0);
         for var in &vars {
@@ -193,7 +203,7 @@ fn hessian(reference: &mut Reference) -> Result<()> {
         Method::Exact => Tolerance::Mixed(1e-8),
         Method::CentralDifferences { .. } => Tolerance::Mixed(1e-6),
     };
-    reference.compare("hess.hv", &hv, tolerance)?;
+    reference.compare(&format!("{case}.hv"), &hv, tolerance)?;
     let dim = hv.len();
     let mut trace = 0.0;
     for i in 0..dim {
@@ -201,16 +211,16 @@ fn hessian(reference: &mut Reference) -> Result<()> {
         unit[i] = 1.0;
         trace += product(&Tensor::from_vec(unit, dim, &Device::Cpu)?)?.0[i];
     }
-    reference.compare("hess.trace", &[trace], tolerance)?;
+    reference.compare(&format!("{case}.trace"), &[trace], tolerance)?;
     let config = LanczosConfig {
-        k: reference.expected("hess.top3")?.shape[0],
+        k: reference.expected(&format!("{case}.top3"))?.shape[0],
         iters: dim,
         tol: 1e-12,
     };
     let top = loss_sharpness(loss, &vars, config, &mut RandomStream::new(0))?;
-    reference.compare("hess.top3", &top.values, tolerance)?;
+    reference.compare(&format!("{case}.top3"), &top.values, tolerance)?;
     if let Some(vector) = top.vectors.first() {
-        reference.compare_tensor("hess.top_vec", vector, tolerance)?;
+        reference.compare_tensor(&format!("{case}.top_vec"), vector, tolerance)?;
     }
     Ok(())
 }

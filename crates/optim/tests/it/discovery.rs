@@ -2,7 +2,8 @@ use crate::support::*;
 use candle_core::{DType, Device, Var};
 use candle_nn::Optimizer;
 use optim::discovery::*;
-use optim::{Error, Lion, LionConfig, RandomStream, Result};
+use optim::transform::{Chain, ClipByGlobalNorm};
+use optim::{Error, Lion, LionConfig, NonFinite, RandomStream, Result, Stateful};
 use proptest::prelude::*;
 
 fn signature() -> Signature {
@@ -216,7 +217,12 @@ fn optimizers_resume_and_refuse() {
         assert!(second.load_state(&Default::default()).is_err());
         let before = all_bits(&a);
         let bad = (a[1].1.zeros_like().unwrap() / 0.0).unwrap();
-        assert!(first.step(&store(&a[1].1, &bad)).is_err());
+        let held = a[1].1.elem_count() as u64;
+        match first.step(&store(&a[1].1, &bad)) {
+            // Nothing mixes entries: every one is held.
+            Ok(()) => assert_eq!(first.counts().held, held),
+            Err(error) => assert!(error.to_string().contains(&a[1].0), "{error}"),
+        }
         assert_eq!(all_bits(&a), before);
         // Only the parameter with a gradient moves.
         first
@@ -229,6 +235,46 @@ fn optimizers_resume_and_refuse() {
     let half = Var::zeros(3, DType::BF16, &Device::Cpu).unwrap();
     let config = ProgramConfig::new(Program::lion().unwrap());
     assert!(ProgramOptimizer::new(vec![half], config).is_err());
+}
+
+/// What goes where when outputs are other trees that go in, entries are held, and a transform scales.
+#[test]
+fn outputs_may_be_inputs_and_entries_are_held() {
+    let swap = parse("  update = m - v\n  v = m\n  m = g");
+    let w = Var::new(&[1.0f64, 2.0, 3.0], &Device::Cpu).unwrap();
+    let params = vec![("w".to_string(), w.clone())];
+    let mut own = ProgramOptimizer::named(params, ProgramConfig::new(swap.clone())).unwrap();
+    own.step(&store(&w, &tensor(&[0.5, f64::NAN, -1.0])))
+        .unwrap();
+    own.step(&store(&w, &tensor(&[4.0, 4.0, 4.0]))).unwrap();
+    // The second step subtracts the first one's gradients; the held entry had none.
+    assert_eq!(values(&w), [0.5, 2.0, 4.0]);
+    let state = own.state().unwrap();
+    assert_eq!(values(&state["m.w"]), [4.0; 3]);
+    assert_eq!(values(&state["v.w"]), [0.5, 0.0, -1.0]);
+    assert_eq!((own.counts().held, own.counts().taken), (1, 2));
+    assert_eq!(own.state_bytes(), 2 * 3 * 8);
+    let moved = parse("  update = v\n  v = w\n  m = m");
+    let w = Var::new(&[1.0f64, 2.0], &Device::Cpu).unwrap();
+    let params = vec![("w".to_string(), w.clone())];
+    let mut own = ProgramOptimizer::named(params, ProgramConfig::new(moved)).unwrap();
+    for _ in 0..2 {
+        own.step(&store(&w, &tensor(&[1.0, 1.0]))).unwrap();
+    }
+    assert_eq!(values(&w), [0.0, 0.0]);
+    let skip = ProgramConfig {
+        nonfinite: NonFinite::SkipStep,
+        ..ProgramConfig::new(swap)
+    };
+    let params = vec![("w".to_string(), w.clone())];
+    let mut own = ProgramOptimizer::named(params, skip)
+        .unwrap()
+        .with_transforms(Chain::new().then(ClipByGlobalNorm::new(1.0).unwrap()));
+    own.step(&store(&w, &tensor(&[f64::INFINITY, 1.0])))
+        .unwrap();
+    assert_eq!((own.counts().skipped, own.counts().taken), (1, 0));
+    own.step(&store(&w, &tensor(&[3.0, 4.0]))).unwrap();
+    assert_close(&values(&own.state().unwrap()["m.w"]), &[0.6, 0.8], 1e-12);
 }
 
 /// Large tensors take several tasks; reductions and tiles must not notice.
@@ -407,6 +453,59 @@ fn a_stopped_search_continues_with_the_same_bits() {
     // Another search does not take the file.
     let other = search.run_with(&Bowl, &warm, &RandomStream::new(13), options(50));
     assert!(other.unwrap_err().to_string().contains("other settings"));
+    std::fs::remove_file(&path).unwrap();
+}
+
+/// The bowl by which a search is watched: another start.
+struct OtherBowl;
+
+impl ProxyTask for OtherBowl {
+    fn fitness(&self, program: &CompiledProgram, seed: u64, abort: &AbortRule) -> Result<Fitness> {
+        Bowl.fitness(program, seed + 1, abort)
+    }
+}
+
+#[test]
+fn a_larger_task_watches_the_search() {
+    let search = Evolution {
+        population: 8,
+        budget: 80,
+        restart_after: 15,
+        ..Evolution::default()
+    };
+    let path = std::env::temp_dir().join(format!("watched-{}.safetensors", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let (warm, rng) = (Program::adamw().unwrap(), RandomStream::new(14));
+    let options = |limit: usize, file: bool| SearchOptions {
+        meta: Some(&OtherBowl),
+        checkpoint: file.then(|| path.clone()),
+        progress: Some(Box::new(move |p: &Progress| p.evaluated < limit)),
+        ..SearchOptions::default()
+    };
+    let whole = search
+        .run_with(&Bowl, &warm, &rng, options(usize::MAX, false))
+        .unwrap();
+    let best = whole.best_meta.clone().unwrap();
+    let lowest = whole
+        .history
+        .iter()
+        .filter_map(|h| h.meta)
+        .fold(f64::INFINITY, f64::min);
+    assert_eq!(best.meta, lowest);
+    assert!(whole.restarts > 0 && whole.history[0].meta.is_some());
+    let compiled = CompiledProgram::new(&best.individual.program, &signature()).unwrap();
+    let again = OtherBowl
+        .fitness(&compiled, 0, &AbortRule::default())
+        .unwrap();
+    assert_eq!(again.value, best.meta);
+    search
+        .run_with(&Bowl, &warm, &rng, options(30, true))
+        .unwrap();
+    let mut rest = search
+        .run_with(&Bowl, &warm, &rng, options(usize::MAX, true))
+        .unwrap();
+    rest.wall = whole.wall;
+    assert_eq!(rest, whole);
     std::fs::remove_file(&path).unwrap();
 }
 

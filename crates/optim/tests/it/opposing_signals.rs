@@ -144,6 +144,42 @@ proptest! {
     }
 }
 
+/// Both signs are equally often there, and pairs count at the edge of stability only.
+#[test]
+fn outliers_of_both_signs_are_found_at_the_edge() {
+    let toy = ToyOpposing::default();
+    for seed in 0..3 {
+        let mut rng = RandomStream::new(seed);
+        let data = toy.sample(400, &mut rng).unwrap();
+        let count = |sign: i8| data.group.iter().filter(|g| **g == sign).count();
+        assert_eq!((count(1), count(-1)), (20, 20));
+        let mut model = toy.model(&mut rng).unwrap();
+        let mut recorder = LossRecorder::new(400, 400).unwrap();
+        for step in 0..400 {
+            recorder
+                .record(step, &data.losses(&model).unwrap())
+                .unwrap();
+            model = data.descend(&model, 0.06).unwrap();
+        }
+        let base = OpposingConfig {
+            min_abs_corr: 0.5,
+            ..OpposingConfig::default()
+        };
+        let pair = &detect(&recorder, &base).unwrap()[0];
+        let side = |of: &[usize], sign: i8| of.iter().filter(|i| data.group[**i] == sign).count();
+        let apart = |sign: i8| side(&pair.up, sign) + side(&pair.down, -sign);
+        assert!(apart(1).max(apart(-1)) >= 32, "seed {seed}");
+        let at = |sharpness| {
+            let rule = StabilityRule::GradientDescent;
+            let edge = Some(EdgeOfStability::check(sharpness, 0.06, rule).unwrap());
+            detect(&recorder, &OpposingConfig { edge, ..base })
+                .unwrap()
+                .len()
+        };
+        assert_eq!((at(33.0), at(5.0)), (1, 0));
+    }
+}
+
 #[test]
 fn the_edge_of_stability() {
     let check = |rule| EdgeOfStability::check(40.0, 0.1, rule).unwrap();

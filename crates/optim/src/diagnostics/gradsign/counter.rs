@@ -1,6 +1,7 @@
 //! Counts of gradient signs, one example after the other.
 
 use super::score::SignReduction;
+use crate::host::vectorized;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Storage, Tensor, Var};
@@ -34,6 +35,15 @@ impl Signs {
         };
         let counts = self.positive.iter().zip(&self.negative);
         counts.zip(&self.nan).map(one).sum()
+    }
+
+    /// Adds the counts of other examples.
+    pub(super) fn merge(&mut self, more: &Self) {
+        let add = |a: &mut [i32], b: &[i32]| a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        add(&mut self.positive, &more.positive);
+        add(&mut self.negative, &more.negative);
+        let flags = self.nan.iter_mut().zip(&more.nan);
+        flags.for_each(|(a, b)| *a |= b);
     }
 
     pub(super) fn nans(&self) -> usize {
@@ -178,12 +188,7 @@ impl SignCounter {
 
     /// Takes over the counts of `examples` examples at tensor `i`.
     pub(super) fn merge(&mut self, i: usize, more: &Signs) {
-        let signs = &mut self.signs[i];
-        let add = |a: &mut [i32], b: &[i32]| a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
-        add(&mut signs.positive, &more.positive);
-        add(&mut signs.negative, &more.negative);
-        let flags = signs.nan.iter_mut().zip(&more.nan);
-        flags.for_each(|(a, b)| *a |= b);
+        self.signs[i].merge(more);
     }
 
     pub(super) fn set_examples(&mut self, examples: usize) {
@@ -191,21 +196,47 @@ impl SignCounter {
     }
 }
 
-/// Adds the signs of one gradient.
+/// Adds the signs of one gradient, on all cores.
 pub(super) fn count<T: Copy + PartialOrd + Default + Sync>(signs: &mut Signs, grad: &[T]) {
-    let zero = T::default();
     let chunks = signs
         .positive
         .par_chunks_mut(CHUNK)
         .zip(signs.negative.par_chunks_mut(CHUNK))
         .zip(signs.nan.par_chunks_mut(CHUNK))
         .zip(grad.par_chunks(CHUNK));
-    chunks.for_each(|(((positive, negative), nan), grad)| {
-        for (i, g) in grad.iter().enumerate() {
-            positive[i] += i32::from(*g > zero);
-            negative[i] += i32::from(*g < zero);
-            // Neither above, below nor equal: NaN.
-            nan[i] |= g.partial_cmp(&zero).is_none();
-        }
-    });
+    chunks.for_each(|(((positive, negative), nan), grad)| add(positive, negative, nan, grad));
+}
+
+/// Adds the signs of one gradient, on this thread.
+pub(super) fn count_into<T: Copy + PartialOrd + Default>(signs: &mut Signs, grad: &[T]) {
+    add(
+        &mut signs.positive,
+        &mut signs.negative,
+        &mut signs.nan,
+        grad,
+    );
+}
+
+fn add<T: Copy + PartialOrd + Default>(
+    positive: &mut [i32],
+    negative: &mut [i32],
+    nan: &mut [bool],
+    grad: &[T],
+) {
+    let zero = T::default();
+    vectorized(
+        #[inline(always)]
+        || {
+            for (p, g) in positive.iter_mut().zip(grad) {
+                *p = p.wrapping_add(i32::from(*g > zero));
+            }
+            for (n, g) in negative.iter_mut().zip(grad) {
+                *n = n.wrapping_add(i32::from(*g < zero));
+            }
+            for (nan, g) in nan.iter_mut().zip(grad) {
+                // Neither above, below nor equal: NaN.
+                *nan |= g.partial_cmp(&zero).is_none();
+            }
+        },
+    );
 }

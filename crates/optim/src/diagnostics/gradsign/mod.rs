@@ -54,6 +54,7 @@
 //! ```
 
 mod counter;
+mod host;
 mod rank;
 mod score;
 mod tape;

@@ -53,7 +53,7 @@ pub struct GradSignConfig {
     /// they are an error.
     pub skip_nan: bool,
     /// Examples whose weight gradients exist at a time in the factored form of convolutions and
-    /// sequences.
+    /// sequences on a device. On the CPU there is one for each thread.
     pub chunk: usize,
     /// The tape that the network's layers were made by.
     pub tape: Option<SignTape>,

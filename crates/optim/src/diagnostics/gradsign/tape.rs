@@ -1,9 +1,11 @@
 //! Layers that record what the signs of all examples' gradients need, in one backward pass.
 
 use super::counter::{count, Signs};
+use super::host::{self, Form, Frozen, Window};
+use crate::host::contents;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Module, Tensor, Var};
+use candle_core::{DType, Device, Module, Tensor, Var, WithDType};
 use candle_nn::Conv2dConfig;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -223,6 +225,14 @@ impl SignTape {
                 return Ok(Some(signs));
             }
         }
+        let dtype = weight.dtype();
+        let on_host =
+            weight.device().is_cpu() && parts.iter().all(|(_, call)| call.form().is_some());
+        match dtype {
+            DType::F32 if on_host => return Ok(Some(on_cpu::<f32>(&parts, examples, weight)?)),
+            DType::F64 if on_host => return Ok(Some(on_cpu::<f64>(&parts, examples, weight)?)),
+            _ => {}
+        }
         for from in (0..examples).step_by(chunk.max(1)) {
             let count_of = chunk.max(1).min(examples - from);
             let mut sum: Option<Tensor> = None;
@@ -243,24 +253,104 @@ impl SignTape {
         }
         Ok(Some(signs))
     }
+
+    fn is_on(&self) -> bool {
+        self.lock().on
+    }
+}
+
+impl Call {
+    fn form(&self) -> Option<Form> {
+        form(self.kind, self.input.dims(), self.weight.dims())
+    }
+}
+
+/// How a weight acts on the examples of an input; `None` where it does not fit.
+fn form(kind: Kind, x: &[usize], weight: &[usize]) -> Option<Form> {
+    match kind {
+        Kind::Linear => {
+            let (last, before) = x.get(1..)?.split_last()?;
+            (weight.get(1) == Some(last)).then(|| Form::Linear {
+                positions: before.iter().product(),
+                inputs: *last,
+            })
+        }
+        Kind::Conv(config) => Window::new(x, weight, config).map(Form::Conv),
+    }
+}
+
+/// The layer without bias while the tape is on: no gradient of the weight is made on the CPU, since the
+/// tape finds those of the single examples; `None` where there is no kernel for it.
+fn frozen(
+    kind: Kind,
+    x: &Tensor,
+    weight: &Var,
+    shape: &[usize],
+) -> candle_core::Result<Option<Tensor>> {
+    let supported = matches!(x.dtype(), DType::F32 | DType::F64);
+    let same = x.dtype() == weight.dtype() && x.device().is_cpu() && weight.device().is_cpu();
+    let form = form(kind, x.dims(), weight.dims());
+    let (true, true, Some(form)) = (supported, same, form) else {
+        return Ok(None);
+    };
+    let layer = Frozen {
+        weight: weight.as_detached_tensor().contiguous()?,
+        form,
+        shape: shape.to_vec(),
+    };
+    Ok(Some(x.contiguous()?.apply_op1(layer)?))
+}
+
+/// Signs at a weight from its calls, by the kernels of the CPU.
+fn on_cpu<T: WithDType + Default>(
+    parts: &[(Tensor, &Call)],
+    examples: usize,
+    weight: &Var,
+) -> Result<Signs> {
+    let mut tensors = Vec::with_capacity(parts.len());
+    for (delta, call) in parts {
+        tensors.push((delta.contiguous()?, call.input.contiguous()?, call.form()));
+    }
+    let held: Vec<_> = tensors
+        .iter()
+        .map(|(delta, input, form)| (delta.storage_and_layout(), input.storage_and_layout(), form))
+        .collect();
+    let mut calls = Vec::with_capacity(held.len());
+    for ((delta, delta_layout), (input, input_layout), form) in &held {
+        if let Some(form) = form {
+            calls.push(host::Part {
+                delta: contents::<T>(delta, delta_layout)?,
+                input: contents::<T>(input, input_layout)?,
+                form: *form,
+            });
+        }
+    }
+    let rows = weight.dims().first().copied().unwrap_or(0);
+    Ok(host::signs(&calls, examples, rows, weight.elem_count()))
 }
 
 impl Module for SignLinear {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let rows = match x.rank() {
-            2 => x.clone(),
-            rank => x.flatten_to(rank - 2)?,
-        };
-        let mut out = rows.matmul(&self.weight.t()?)?;
-        if let Some(bias) = &self.bias {
-            out = out.broadcast_add(bias)?;
-        }
         let mut shape = x.dims().to_vec();
         if let Some(last) = shape.last_mut() {
             *last = self.weight.dims()[0];
         }
-        self.tape
-            .record(&self.weight, Kind::Linear, x, out.reshape(shape)?)
+        let recorded = match self.tape.is_on() {
+            true => frozen(Kind::Linear, x, &self.weight, &shape)?,
+            false => None,
+        };
+        let mut out = match (recorded, x.rank()) {
+            (Some(out), _) => out,
+            (None, 2) => x.matmul(&self.weight.t()?)?,
+            (None, rank) => {
+                let rows = x.flatten_to(rank - 2)?;
+                rows.matmul(&self.weight.t()?)?.reshape(shape)?
+            }
+        };
+        if let Some(bias) = &self.bias {
+            out = out.broadcast_add(bias)?;
+        }
+        self.tape.record(&self.weight, Kind::Linear, x, out)
     }
 }
 
@@ -273,12 +363,22 @@ impl Module for SignConv2d {
             groups,
             ..
         } = self.config;
-        let mut out = x.conv2d(&self.weight, padding, stride, dilation, groups)?;
+        let kind = Kind::Conv(self.config);
+        let recorded = match (self.tape.is_on(), form(kind, x.dims(), self.weight.dims())) {
+            (true, Some(Form::Conv(window))) => {
+                let shape = window.output(x.dims()[0], self.weight.dims()[0]);
+                frozen(kind, x, &self.weight, &shape)?
+            }
+            _ => None,
+        };
+        let mut out = match recorded {
+            Some(out) => out,
+            None => x.conv2d(&self.weight, padding, stride, dilation, groups)?,
+        };
         if let Some(bias) = &self.bias {
             out = out.broadcast_add(&bias.reshape((1, (), 1, 1))?)?;
         }
-        self.tape
-            .record(&self.weight, Kind::Conv(self.config), x, out)
+        self.tape.record(&self.weight, kind, x, out)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Finding the pairs of groups.
 
 use super::recorder::LossRecorder;
+use super::sharpness::EdgeOfStability;
 use crate::error::check;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -57,6 +58,11 @@ pub struct OpposingConfig {
     pub min_change: f64,
     /// Which steps are looked at.
     pub selection: Selection,
+    /// The sharpness beside what the step size tolerates, where it is known: a pair then counts only
+    /// near the edge of stability or beyond it, at a ratio of `min_edge_ratio` or more.
+    pub edge: Option<EdgeOfStability>,
+    /// See `edge`.
+    pub min_edge_ratio: f64,
 }
 
 impl Default for OpposingConfig {
@@ -70,6 +76,8 @@ impl Default for OpposingConfig {
             min_share: 0.2,
             min_change: 1e-4,
             selection: Selection::Strongest,
+            edge: None,
+            min_edge_ratio: 0.8,
         }
     }
 }
@@ -95,10 +103,19 @@ impl OpposingConfig {
         one("OpposingConfig::min_abs_corr", self.min_abs_corr)?;
         one("OpposingConfig::min_share", self.min_share)?;
         check::non_negative("OpposingConfig::min_change", self.min_change)?;
+        check::non_negative("OpposingConfig::min_edge_ratio", self.min_edge_ratio)?;
         if let Selection::Outlying(threshold) = self.selection {
             check::positive("Selection::Outlying", threshold)?;
         }
         Ok(())
+    }
+
+    /// Whether a pair counts.
+    fn accepts(&self, pair: &OpposingPair) -> bool {
+        let near = |edge: &EdgeOfStability| edge.ratio >= self.min_edge_ratio;
+        pair.corr <= -self.min_abs_corr
+            && pair.share >= self.min_share
+            && self.edge.as_ref().is_none_or(near)
     }
 
     fn group_size(&self, n: usize) -> Result<usize> {
@@ -138,7 +155,8 @@ pub struct OpposingPair {
     pub changes: Vec<f64>,
 }
 
-/// The pairs that the configuration's thresholds let through, by step.
+/// The pairs that the configuration's thresholds let through, by step; none away from the edge of
+/// stability, where [`OpposingConfig::edge`] says so.
 ///
 /// # Errors
 /// Those of [`OpposingConfig::validate`]; [`Error::TooFew`] for fewer recordings than
@@ -147,7 +165,7 @@ pub fn detect(recorder: &LossRecorder, config: &OpposingConfig) -> Result<Vec<Op
     let mut found = Vec::new();
     for row in steps(recorder, config)? {
         let pair = analyze(recorder, row, config)?;
-        if pair.corr <= -config.min_abs_corr && pair.share >= config.min_share {
+        if config.accepts(&pair) {
             found.push(pair);
         }
     }

@@ -16,7 +16,9 @@
 //! share  = part of sum_i |d_i(t*)| in the 5 % of examples that change most
 //! ```
 //!
-//! A pair is reported for `corr <= -min_abs_corr` and `share >= min_share` ([`OpposingConfig`]).
+//! A pair is reported for `corr <= -min_abs_corr` and `share >= min_share` ([`OpposingConfig`]), and,
+//! where the sharpness is known, near the edge of stability only: the changes of smooth losses are
+//! trends, and the correlation of two trends over a short window is large and of either sign.
 //!
 //! The groups need not be two classes with one feature: look at them. Losses must be those of the
 //! same examples in evaluation mode; without the centering all losses fall together and every two
@@ -40,7 +42,7 @@
 //! let config = OpposingConfig { k: TopK::Count(20), ..Default::default() };
 //! let pairs = detect(&recorder, &config)?;
 //! let outliers = pairs[0].up.iter().filter(|i| data.group[**i] != 0).count();
-//! assert!(outliers >= 16, "{outliers} of 20");
+//! assert!(outliers >= 17, "{outliers} of 20");
 //! # Ok::<(), thalweg_optim::Error>(())
 //! ```
 

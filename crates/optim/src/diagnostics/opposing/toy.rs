@@ -1,8 +1,10 @@
 //! Data and a model in which opposing signals can be computed by hand.
 //!
-//! Inputs are `(x_s, x_o)` with `x_s ~ N(0, I)` and, with probability `p`,
-//! `x_o = e sqrt(alpha / p) u` for a random sign `e`, else 0; the label is
-//! `<beta, x_s> + kappa 1[x_o != 0]`, so that no linear use of `x_o` helps. The model is
+//! Inputs are `(x_s, x_o)` with `x_s ~ N(0, I)` and, in a part `p` of the examples,
+//! `x_o = e sqrt(alpha / p) u` with the signs `e` equally often, else 0; the label is
+//! `<beta, x_s> + kappa 1[x_o != 0]`, so that no linear use of `x_o` helps. (With signs of unequal
+//! numbers some use of it does: the oscillation then starts from a large amplitude, and both groups
+//! fall together when it breaks down.) The model is
 //! `f(x) = c <b, x>` with half the squared error. With `q = <u, b_o>`, the population loss is
 //! `|c b_s - beta|^2 / 2 + alpha c^2 q^2 / 2 + p kappa^2 / 2`: the curvature along `q` is
 //! `alpha c^2`, which grows from `alpha c_0^2` to about `alpha |beta|` in training.
@@ -84,7 +86,8 @@ impl ToyOpposing {
         check::non_negative("ToyOpposing::b_std", self.b_std)
     }
 
-    /// `n` examples; the directions `beta` and `u` are drawn first.
+    /// `n` examples; the directions `beta` and `u` are drawn first. The first `n p` (rounded) have the
+    /// feature, the first half of them (rounded up) with a positive sign.
     ///
     /// # Errors
     /// Those of [`validate`](Self::validate); [`Error::InvalidArgument`] for no examples.
@@ -96,13 +99,16 @@ impl ToyOpposing {
         let beta = direction(self.d_s, self.beta_norm, rng);
         let u = direction(self.d_o, 1.0, rng);
         let strength = (self.alpha / self.p).sqrt();
+        let outliers = (self.p * n as f64).round() as usize;
         let (mut x, mut y, mut group) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..n {
+        for i in 0..n {
             let signal: Vec<f64> = (0..self.d_s).map(|_| rng.next_normal()).collect();
-            let has = rng.next_uniform() < self.p;
-            let e: i8 = if rng.next_uniform() < 0.5 { -1 } else { 1 };
-            let e = if has { e } else { 0 };
-            let shift = if has { self.kappa } else { 0.0 };
+            let e: i8 = match i {
+                i if i >= outliers => 0,
+                i if i < outliers.div_ceil(2) => 1,
+                _ => -1,
+            };
+            let shift = if e == 0 { 0.0 } else { self.kappa };
             let dot: f64 = signal.iter().zip(&beta).map(|(a, b)| a * b).sum();
             y.push(dot + shift);
             x.extend(signal);
