@@ -117,6 +117,35 @@ def convolution_signs(spec):
     return sign_score(forward, params, x, labels(spec["n"]))
 
 
+@operation("torch.func residual signs")
+def residual_signs(spec):
+    torch.manual_seed(0)
+    params = []
+
+    def conv(inputs, out, kernel, stride):
+        std = (2 / (inputs * kernel * kernel)) ** 0.5
+        params.append(torch.randn(out, inputs, kernel, kernel) * std)
+        place = len(params) - 1
+        convolve = torch.nn.functional.conv2d
+        return lambda p, x: convolve(x, p[place], stride=stride, padding=kernel // 2)
+
+    stem, blocks, inputs = conv(3, 16, 3, 1), [], 16
+    for out, stride in spec["blocks"]:
+        pair = conv(inputs, out, 3, stride), conv(out, out, 3, 1)
+        blocks.append((*pair, conv(inputs, out, 1, stride) if stride > 1 else None))
+        inputs = out
+    params.append(torch.randn(10, inputs) * 0.1)
+
+    def forward(p, x):
+        h = stem(p, x).relu()
+        for first, second, shortcut in blocks:
+            inner = second(p, first(p, h).relu())
+            h = (0.5 * inner + (shortcut(p, h) if shortcut else h)).relu()
+        return h.mean((2, 3)) @ p[-1].T
+
+    return sign_score(forward, tuple(params), torch.randn(spec["n"], 3, 32, 32), labels(spec["n"]))
+
+
 # Second order.
 
 
@@ -149,6 +178,40 @@ def hyper_gradient(spec):
         return -torch.autograd.grad(g, decay, z)[0]
 
     return run
+
+
+@operation("jaxopt root_vjp")
+def jaxopt_hyper_gradient(spec):
+    import jax
+    import jax.numpy as jnp
+    from jaxopt.implicit_diff import root_vjp
+    from jaxopt.linear_solve import solve_cg
+
+    torch.manual_seed(0)
+    n, d = spec["n"], spec["d"]
+    array = lambda t: jnp.asarray(t.numpy())
+    train = array(torch.randn(n, d)), array(labels(n))
+    valid = array(torch.randn(1000, d)), array(labels(1000))
+
+    def entropy(w, data):
+        logs = jax.nn.log_softmax(data[0] @ w)
+        return -jnp.take_along_axis(logs, data[1][:, None], 1).mean()
+
+    def lower(w, decay, train):
+        return entropy(w, train) + 0.5 * jnp.exp(decay) * jnp.square(w).sum()
+
+    def solve(product, b):
+        return solve_cg(product, b, maxiter=10, tol=0.0)
+
+    @jax.jit
+    def hyper(w, decay, train, valid):
+        b = jax.grad(entropy)(w, valid)
+        optimal = lambda w, decay: jax.grad(lower)(w, decay, train)
+        return root_vjp(optimal, w, (decay,), b, solve=solve)[0]
+
+    # XLA takes all cores, whatever the number of threads asked for.
+    w, decay = jnp.zeros((d, 10)), jnp.float32(0.0)
+    return lambda: hyper(w, decay, train, valid).block_until_ready() and None
 
 
 @operation("torch power iteration on Hessian products")

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::{Conv2dConfig, Optimizer};
 use optim::bilevel::{hypergradient, LinearSolve, LossProblem};
 use optim::consensus::{test_functions::rastrigin, Cbo, CboConfig};
-use optim::diagnostics::gradsign::{gradsign, GradSignConfig, SignTape};
+use optim::diagnostics::gradsign::{gradsign, GradSignConfig, SignConv2d, SignTape};
 use optim::diagnostics::opposing::loss_sharpness;
 use optim::discovery::{Program, ProgramConfig, ProgramOptimizer};
 use optim::perp_grad::{PerpGrad, PerpGradConfig};
@@ -28,9 +28,11 @@ pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
     if session.wants(GROUP, "gradsign") {
         perceptron_signs(session)?;
         convolution_signs(session)?;
+        residual_signs(session)?;
     }
     if session.wants(GROUP, "bo-rep") {
-        hyper(session)?;
+        hyper(session, "torch.autograd hyper-gradient")?;
+        hyper(session, "jaxopt root_vjp")?;
     }
     if session.wants(GROUP, "opposing-signals") {
         eigenvalue(session)?;
@@ -282,8 +284,86 @@ fn convolution_signs(session: &mut Session<'_>) -> Result<()> {
     })
 }
 
+/// Channels and stride of the two convolutions of every block of ResNet-20.
+const BLOCKS: [(usize, usize); 9] = [
+    (16, 1),
+    (16, 1),
+    (16, 1),
+    (32, 2),
+    (32, 1),
+    (32, 1),
+    (64, 2),
+    (64, 1),
+    (64, 1),
+];
+
+/// The score of a network of ResNet-20's shape, without norms.
+fn residual_signs(session: &mut Session<'_>) -> Result<()> {
+    const N: usize = 128;
+    let (mut stream, tape) = (RandomStream::new(0), SignTape::new());
+    let mut params = Vec::new();
+    let mut conv =
+        |inputs: usize, out: usize, kernel: usize, stride: usize| -> Result<SignConv2d> {
+            let std = (2.0 / (inputs * kernel * kernel) as f64).sqrt();
+            let weight = normal(&mut stream, std, &[out, inputs, kernel, kernel])?;
+            let weight = Var::from_tensor(&weight)?;
+            params.push((format!("layer{}", params.len()), weight.clone()));
+            let config = Conv2dConfig {
+                padding: kernel / 2,
+                stride,
+                ..Conv2dConfig::default()
+            };
+            Ok(tape.conv2d(&weight, None, config)?)
+        };
+    let stem = conv(3, 16, 3, 1)?;
+    let (mut blocks, mut inputs) = (Vec::new(), 16);
+    for (out, stride) in BLOCKS {
+        let pair = (conv(inputs, out, 3, stride)?, conv(out, out, 3, 1)?);
+        let shortcut = match stride {
+            1 => None,
+            _ => Some(conv(inputs, out, 1, stride)?),
+        };
+        blocks.push((pair, shortcut));
+        inputs = out;
+    }
+    let w = Var::from_tensor(&normal(&mut stream, 0.1, &[10, inputs])?)?;
+    let head = tape.linear(&w, None)?;
+    params.push(("head".to_string(), w));
+    let (x, y) = (normal(&mut stream, 1.0, &[N, 3, 32, 32])?, labels(N)?);
+    let config = GradSignConfig {
+        tape: Some(tape),
+        ..GradSignConfig::default()
+    };
+    let call = move || {
+        let model = |x: &Tensor| {
+            let mut h = stem.forward(x)?.relu()?;
+            for ((first, second), shortcut) in &blocks {
+                let inner = second.forward(&first.forward(&h)?.relu()?)?;
+                let beside = match shortcut {
+                    Some(layer) => layer.forward(&h)?,
+                    None => h,
+                };
+                h = ((inner * 0.5)? + beside)?.relu()?;
+            }
+            head.forward(&h.mean((2, 3))?)
+        };
+        gradsign(model, &params, &x, &y, entropy, &config)?;
+        Ok(())
+    };
+    session.measure(Case {
+        slug: "gradsign",
+        operation: "score, ResNet-20 without norms, 128 examples of 32x32".to_string(),
+        ours: "gradsign, factored",
+        call: Box::new(call),
+        peer: Peer::Python(
+            "torch.func residual signs",
+            json!({ "n": N, "blocks": BLOCKS }),
+        ),
+    })
+}
+
 /// A hyper-gradient by ten iterations of conjugate gradient.
-fn hyper(session: &mut Session<'_>) -> Result<()> {
+fn hyper(session: &mut Session<'_>, peer: &'static str) -> Result<()> {
     const N: usize = 10_000;
     const D: usize = 784;
     let mut stream = RandomStream::new(0);
@@ -314,7 +394,7 @@ fn hyper(session: &mut Session<'_>) -> Result<()> {
         operation: "hyper-gradient, 10 iterations, logistic 10,000 x 784 x 10".to_string(),
         ours: "hypergradient, conjugate gradient",
         call: Box::new(call),
-        peer: Peer::Python("torch.autograd hyper-gradient", json!({ "n": N, "d": D })),
+        peer: Peer::Python(peer, json!({ "n": N, "d": D })),
     })
 }
 
