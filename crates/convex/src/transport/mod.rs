@@ -47,6 +47,7 @@
 //! # Ok::<(), thalweg_convex::Error>(())
 //! ```
 
+mod auction;
 mod exact;
 mod gromov;
 mod loss;
@@ -304,6 +305,9 @@ pub enum OtSolver {
     },
     /// The network simplex method, for [`OtReg::None`]: exact.
     NetworkSimplex,
+    /// The auction algorithm, for [`OtReg::None`] with as many rows as columns, all of equal weight and
+    /// no pair forbidden: within `1e-13` of the largest cost, times the mass, of the optimum.
+    AuctionExact,
 }
 
 impl OtSolver {
@@ -367,7 +371,7 @@ impl OtSolver {
                 check::positive("OtSolver::Sinkhorn::tol", tol)?;
                 check::at_least("OtSolver::Sinkhorn::max_iter", max_iter, 1)
             }
-            Self::NetworkSimplex => Ok(()),
+            Self::NetworkSimplex | Self::AuctionExact => Ok(()),
         }
     }
 }

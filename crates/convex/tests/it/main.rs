@@ -7,5 +7,6 @@ mod attention_svm;
 mod block_cd;
 mod gromov;
 mod relu;
+mod relu_forms;
 mod support;
 mod transport;
