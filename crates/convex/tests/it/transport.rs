@@ -421,6 +421,13 @@ fn bad_input_is_named() {
     assert!(semi_dual(&problem, &REGS[0], &[0.0; 3]).is_err());
     assert!(semi_dual(&problem, &REGS[0], &[f64::NAN; 4]).is_err());
     assert!(project_sparse_simplex(&[1.0], 0, 1.0).is_err());
+    // Ties go to the lowest index, and more than there is is all.
+    assert_eq!(
+        project_sparse_simplex(&[1.0; 3], 2, 1.0).unwrap(),
+        [0.5, 0.5, 0.0]
+    );
+    let all = project_sparse_simplex(&[1.0; 3], 9, 1.0).unwrap();
+    assert_close(&all, &[1.0 / 3.0; 3], 1e-15);
     assert!(project_simplex(&[], 1.0).is_err());
     assert!(project_simplex(&[1.0, 2.0], 0.0).is_err());
     // A tiny gamma underflows without logarithms, and says so.
