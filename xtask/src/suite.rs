@@ -21,7 +21,7 @@ pub struct Selection {
 }
 
 /// Features that only tests and the benchmark use; their code is tested wherever it exists.
-const OF_TESTS: [&str; 2] = ["models", "verify"];
+const OF_TESTS: [&str; 3] = ["models", "testing", "verify"];
 
 /// What the packages' tests need, as `package/feature`: what a target requires, and the features
 /// that exist for tests.

@@ -11,6 +11,9 @@
 //! | [`solve`] | conjugate gradient, Neumann series, power iteration, Lanczos, fixed points |
 //! | [`checkpoint`] | atomic safetensors files of named state that refuse what does not fit |
 //!
+//! Two features serve the crates that stand on it: `verify` reads reference files and records what
+//! was compared, `testing` has what their tests share.
+//!
 //! Tensors are candle's; nothing here adds a tensor type. Nothing here prints: progress and
 //! decisions are `tracing` events.
 
@@ -23,6 +26,8 @@ pub mod kernels;
 pub mod params;
 pub mod random;
 pub mod solve;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "verify")]
 pub mod verify;
 

@@ -53,6 +53,23 @@ impl Array {
         })
     }
 
+    /// Keeps the first `keep` entries along an axis: the same data in another shape.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when there is no such axis or it is shorter.
+    pub fn shorten(&mut self, axis: usize, keep: usize) -> Result<()> {
+        let length = self.shape.get(axis).copied().unwrap_or(0);
+        if keep == 0 || keep > length {
+            let expected = format!("1 to {length} entries along axis {axis}");
+            return Err(Error::invalid("keep", keep, expected));
+        }
+        let inner: usize = self.shape[axis + 1..].iter().product();
+        let blocks = self.values.chunks(length * inner);
+        self.values = blocks.flat_map(|b| &b[..keep * inner]).copied().collect();
+        self.shape[axis] = keep;
+        Ok(())
+    }
+
     /// The values as non-negative integers (labels, indices, masks).
     ///
     /// # Errors
@@ -183,6 +200,22 @@ impl Reference {
             used: BTreeSet::new(),
             report: Report::default(),
         })
+    }
+
+    /// A changed copy with a fresh record: another file of the same form, for tests of adaptors.
+    pub fn variant(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<String, Array>, &mut BTreeMap<String, String>),
+    ) -> Self {
+        let (mut tensors, mut metadata) = (self.tensors.clone(), self.metadata.clone());
+        change(&mut tensors, &mut metadata);
+        Self {
+            path: self.path.clone(),
+            tensors,
+            metadata,
+            used: BTreeSet::new(),
+            report: Report::default(),
+        }
     }
 
     /// All tensor names, sorted.

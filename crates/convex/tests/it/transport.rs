@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 #[test]
 fn reference() {
-    let report = verify("sparse-ot", convex::verify::sparse_ot);
-    assert_passed(&report);
+    let report = FILES.verify("sparse-ot", convex::verify::sparse_ot);
+    assert_passed(&report, |_| false);
     assert!(report.comparisons.len() >= 50);
     assert!(report.uncovered.is_empty(), "{:?}", report.uncovered);
 }

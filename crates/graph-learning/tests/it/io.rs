@@ -415,7 +415,7 @@ proptest! {
         let json = br#"{"nodes": [{"id": 1}, {"id": 2}], "edges": [{"source": 1, "target": 2}]}"#;
         write(at, "g.json", damaged(json, seed));
         let _ = node_link(at.join("g.json"));
-        let file = std::fs::read(reference_path("cgs")).unwrap();
+        let file = std::fs::read(FILES.path("cgs")).unwrap();
         write(at, "g.safetensors", damaged(&file[..2000], seed));
         let _ = safetensors(at.join("g.safetensors"));
     }

@@ -1,9 +1,9 @@
 //! The reference files.
 
-use crate::support::verify as verify_file;
 use crate::support::*;
 use guidance::verify;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use tensor_core::verify::Array;
 
 fn of_the_floor(name: &str) -> bool {
     let starts = [
@@ -14,28 +14,29 @@ fn of_the_floor(name: &str) -> bool {
 
 #[test]
 fn guidance_core() {
-    let report = verify_file("guidance-core", verify::guidance_core);
+    let report = FILES.verify("guidance-core", verify::guidance_core);
     assert_passed(&report, of_the_floor);
 }
 
 /// The samples of a batch are independent: a file with fewer of them is as good.
 #[test]
 fn guidance_core_with_fewer_samples() {
-    let fewer = |tensors: &mut BTreeMap<String, Raw>, _: &mut HashMap<String, String>| {
+    let fewer = |tensors: &mut BTreeMap<String, Array>, _: &mut BTreeMap<String, String>| {
         for raw in tensors.values_mut() {
-            if let Some(axis) = raw.1.iter().position(|n| *n == 5) {
-                shorten(raw, axis, 3);
+            if let Some(axis) = raw.shape.iter().position(|n| *n == 5) {
+                raw.shorten(axis, 3).unwrap();
             }
         }
     };
-    let report = verify_variant("guidance-core", fewer, verify::guidance_core);
+    let report = FILES.verify_variant("guidance-core", fewer, verify::guidance_core);
     assert_passed(&report, of_the_floor);
 }
 
 /// Cases are found by their tensors, whatever they are called and however many there are.
 #[test]
 fn apg_with_other_cases() {
-    let change = |tensors: &mut BTreeMap<String, Raw>, metadata: &mut HashMap<String, String>| {
+    let change = |tensors: &mut BTreeMap<String, Array>,
+                  metadata: &mut BTreeMap<String, String>| {
         tensors.retain(|name, _| !name.starts_with("case1"));
         metadata.remove("case1");
         for name in tensors.keys().cloned().collect::<Vec<_>>() {
@@ -47,22 +48,22 @@ fn apg_with_other_cases() {
         let settings = metadata.remove("case0").unwrap();
         metadata.insert("high.b".into(), settings);
         for raw in tensors.values_mut() {
-            let samples = if raw.1.len() == 5 { 1 } else { 0 };
-            shorten(raw, samples, 2);
+            let samples = if raw.shape.len() == 5 { 1 } else { 0 };
+            raw.shorten(samples, 2).unwrap();
         }
     };
-    assert_passed(&verify_variant("apg", change, verify::apg), |_| false);
+    assert_passed(&FILES.verify_variant("apg", change, verify::apg), |_| false);
 }
 
 #[test]
 fn apg() {
-    assert_passed(&verify_file("apg", verify::apg), |_| false);
+    assert_passed(&FILES.verify("apg", verify::apg), |_| false);
 }
 
 #[test]
 fn adaptive_guidance() {
     assert_passed(
-        &verify_file("adaptive-guidance", verify::adaptive_guidance),
+        &FILES.verify("adaptive-guidance", verify::adaptive_guidance),
         |_| false,
     );
 }

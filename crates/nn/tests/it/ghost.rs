@@ -435,7 +435,7 @@ fn bad_input_is_named() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(crate::support::cases(40))]
 
     #[test]
     fn plans_partition(batch in 1usize..500, size in 1usize..60) {

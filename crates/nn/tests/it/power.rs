@@ -650,7 +650,7 @@ fn variant_v_has_the_exact_gradient() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(crate::support::cases(24))]
 
     /// Over random shapes: both paths agree, with and without warm-up, over odd widths.
     #[test]

@@ -1,11 +1,10 @@
 //! The reference files, and what the adaptors do with other files.
 
-use std::path::Path;
+use tensor_core::testing::ReferenceFiles;
 use tensor_core::verify::Reference;
 
 fn open(name: &str) -> Reference {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference");
-    Reference::open(folder.join(name)).unwrap()
+    ReferenceFiles(env!("CARGO_MANIFEST_DIR")).open(name)
 }
 
 fn check(

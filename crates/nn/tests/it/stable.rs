@@ -202,7 +202,7 @@ fn bad_input_is_named() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(crate::support::cases(48))]
 
     #[test]
     fn sums_to_one_and_is_monotone(x in prop::collection::vec(-1e6f64..1e6, 2..12)) {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 #[test]
 fn reference() {
-    let report = verify("bo-rep", optim::verify::bo_rep);
+    let report = FILES.verify("bo-rep", optim::verify::bo_rep);
     assert_passed(&report, |_| false);
     assert_eq!(report.comparisons.len(), 3 + 4 + 6 + 4 + 1);
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 #[test]
 fn reference() {
-    let report = verify("cbo", optim::verify::cbo);
+    let report = FILES.verify("cbo", optim::verify::cbo);
     assert_passed(&report, |_| false);
     assert_eq!(report.comparisons.len(), 4 + 2 + 2 + 5 * 3 + 4 + 1 + 2);
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 #[test]
 fn reference() {
-    let report = verify("gradsign", optim::verify::gradsign);
+    let report = FILES.verify("gradsign", optim::verify::gradsign);
     assert_passed(&report, |_| false);
     assert_eq!(report.comparisons.len(), 4 + 4 + 2);
 }

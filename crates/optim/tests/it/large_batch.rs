@@ -9,7 +9,7 @@ use tensor_core::params::Params;
 
 #[test]
 fn reference() {
-    let report = verify("large-batch", optim::verify::large_batch);
+    let report = FILES.verify("large-batch", optim::verify::large_batch);
     assert_passed(&report, |name| name.starts_with("gbn"));
     assert_eq!(report.comparisons.len(), 7);
 }

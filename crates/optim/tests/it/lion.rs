@@ -8,7 +8,7 @@ use tensor_core::params::Params;
 
 #[test]
 fn reference() {
-    let report = verify("lion", optim::verify::lion);
+    let report = FILES.verify("lion", optim::verify::lion);
     assert_passed(&report, |_| false);
     assert_eq!(report.comparisons.len(), 3 * 2 + 2 + 4 * 4);
     assert!(report.uncovered.is_empty());

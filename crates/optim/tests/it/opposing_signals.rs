@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 #[test]
 fn reference() {
-    let report = verify("opposing-signals", optim::verify::opposing_signals);
+    let report = FILES.verify("opposing-signals", optim::verify::opposing_signals);
     assert_passed(&report, |_| false);
     assert_eq!(report.comparisons.len(), 4 + 11 + 4);
 }

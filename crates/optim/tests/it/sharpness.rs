@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 #[test]
 fn reference() {
-    let report = verify("udim", optim::verify::sharpness);
+    let report = FILES.verify("udim", optim::verify::sharpness);
     assert_passed(&report, |_| false);
     assert_eq!(report.comparisons.len(), 7);
     let later = |(name, _): &(String, String)| name.starts_with("udim_");

@@ -8,7 +8,7 @@ use tensor_core::kernels::Mask;
 
 #[test]
 fn reference() {
-    let report = verify("spam", optim::verify::spam);
+    let report = FILES.verify("spam", optim::verify::spam);
     assert_passed(&report, |_| false);
     assert_eq!(report.comparisons.len(), 2 * 3 + 2 + 1 + 2);
 }

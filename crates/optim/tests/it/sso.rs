@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 #[test]
 fn reference() {
-    let report = verify("sso", optim::verify::sso);
+    let report = FILES.verify("sso", optim::verify::sso);
     assert_passed(&report, |_| false);
     assert_eq!(report.comparisons.len(), 4 * 5 + 3);
 }

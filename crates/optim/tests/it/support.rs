@@ -1,51 +1,15 @@
 //! What the tests share.
 
+pub use tensor_core::testing::{assert_close, assert_passed, bits, cases, values};
+
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Optimizer;
 use optim::RandomStream;
-use proptest::test_runner::{Config as ProptestConfig, RngSeed};
-use std::path::PathBuf;
-use tensor_core::verify::{Reference, Report};
+use tensor_core::testing::ReferenceFiles;
 
-/// So many property cases, the same ones in every run.
-pub fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig {
-        cases,
-        rng_seed: RngSeed::Fixed(20_260_101),
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
-}
-
-pub fn reference(name: &str) -> Reference {
-    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "reference", name]
-        .iter()
-        .collect();
-    Reference::open(path.with_extension("safetensors")).unwrap()
-}
-
-/// Runs an adaptor and returns the finished report.
-pub fn verify(name: &str, adaptor: impl Fn(&mut Reference) -> optim::Result<()>) -> Report {
-    let mut file = reference(name);
-    adaptor(&mut file).unwrap();
-    file.finish()
-}
-
-/// A report that passes but for unknown tensors, all of which `belongs_elsewhere` recognizes.
-pub fn assert_passed(report: &Report, belongs_elsewhere: impl Fn(&str) -> bool) {
-    assert!(!report.comparisons.is_empty());
-    for comparison in &report.comparisons {
-        assert!(
-            comparison.passed,
-            "{}: {}",
-            comparison.name, comparison.detail
-        );
-    }
-    for name in &report.unknown {
-        assert!(belongs_elsewhere(name), "{name} is not covered");
-    }
-}
+/// The crate's reference files.
+pub const FILES: ReferenceFiles = ReferenceFiles(env!("CARGO_MANIFEST_DIR"));
 
 pub fn normal(rng: &mut RandomStream, shape: &[usize], dtype: DType) -> Tensor {
     rng.normal(0.0, 1.0, shape, dtype, &Device::Cpu).unwrap()
@@ -55,35 +19,12 @@ pub fn normal_var(rng: &mut RandomStream, shape: &[usize], dtype: DType) -> Var 
     Var::from_tensor(&normal(rng, shape, dtype)).unwrap()
 }
 
-pub fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor
-        .to_dtype(DType::F64)
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .to_vec1()
-        .unwrap()
-}
-
-/// The bits of a tensor, so that equality is bitwise.
-pub fn bits(tensor: &Tensor) -> Vec<u64> {
-    values(tensor).iter().map(|x| x.to_bits()).collect()
-}
-
 pub fn tensor(values: &[f64]) -> Tensor {
     Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap()
 }
 
 pub fn var(values: &[f64]) -> Var {
     Var::from_tensor(&tensor(values)).unwrap()
-}
-
-pub fn assert_close(a: &[f64], b: &[f64], tol: f64) {
-    assert_eq!(a.len(), b.len());
-    for (i, (a, b)) in a.iter().zip(b).enumerate() {
-        let difference = (a - b).abs();
-        assert!(difference <= tol * b.abs().max(1.0), "{i}: {a} for {b}");
-    }
 }
 
 /// Named variables of mixed shapes, the same for the same seed.

@@ -576,7 +576,7 @@ fn a_projection_in_registers_is_as_sharp_as_single_precision_allows() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::few(200))]
 
     /// A composed map gives what its parts give one after the other, in registers and as tensors.
     #[test]

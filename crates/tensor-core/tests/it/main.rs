@@ -11,6 +11,8 @@ mod kernels;
 mod params;
 mod random;
 mod solve;
+#[cfg(feature = "testing")]
+mod testing;
 #[cfg(feature = "verify")]
 mod verify;
 

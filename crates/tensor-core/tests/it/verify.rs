@@ -358,3 +358,32 @@ fn metadata_and_cases_are_read_as_they_come() {
     assert_eq!(file.names().len(), 3);
     assert_eq!(file.metadata().len(), metadata.len());
 }
+
+#[test]
+fn a_variant_is_a_file_of_its_own() {
+    let shape = vec![2, 3];
+    let matrix: Vec<u8> = (0..6).flat_map(|x| f64::from(x).to_le_bytes()).collect();
+    let mut file = open(
+        &[("m", Dtype::F64, shape, matrix), f64s("y", &[1.0])],
+        &[("n", "3")],
+    );
+    file.input("m").unwrap();
+    let mut variant = file.variant(|tensors, metadata| {
+        let m = tensors.get_mut("m").unwrap();
+        m.shorten(1, 2).unwrap();
+        assert!(m.shorten(1, 3).is_err() && m.shorten(2, 1).is_err() && m.shorten(0, 0).is_err());
+        metadata.insert("n".into(), "2".into());
+    });
+    let m = variant.expected("m").unwrap();
+    assert_eq!(
+        (m.values.as_slice(), m.shape.as_slice()),
+        ([0.0, 1.0, 3.0, 4.0].as_slice(), [2, 2].as_slice())
+    );
+    assert_eq!(variant.number::<usize>("n").unwrap(), 2);
+    variant
+        .compare("y", &[1.0], Tolerance::Absolute(0.0))
+        .unwrap();
+    // What was used of the original does not count.
+    assert_eq!(variant.finish().unknown, ["m"]);
+    assert_eq!(file.expected("m").unwrap().values.len(), 6);
+}
