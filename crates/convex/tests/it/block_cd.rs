@@ -10,6 +10,15 @@ fn reference() {
     assert!(report.comparisons.len() >= 120);
 }
 
+/// Cases are found by their prefix, in any number.
+#[test]
+fn every_case_of_a_file_is_checked() {
+    let once = FILES.verify("bcd", convex::verify::bcd).comparisons;
+    let report = verify_twice("bcd", convex::verify::bcd);
+    assert_passed(&report, |_| false);
+    assert_eq!(report.comparisons.len(), 2 * once.len());
+}
+
 fn stream() -> RandomStream {
     RandomStream::new(0)
 }

@@ -12,6 +12,17 @@ fn reference() {
     assert!(report.uncovered.is_empty(), "{:?}", report.uncovered);
 }
 
+/// Cases are found by their prefix, in any number.
+#[test]
+fn every_case_of_a_file_is_checked() {
+    let once = FILES
+        .verify("convex-relu", convex::verify::convex_relu)
+        .comparisons;
+    let report = verify_twice("convex-relu", convex::verify::convex_relu);
+    assert_passed(&report, |_| false);
+    assert_eq!(report.comparisons.len(), 2 * once.len());
+}
+
 /// Normal rows with a column of ones.
 pub fn data(seed: u64, n: usize, d: usize) -> (Tensor, Tensor) {
     let mut x = normals(seed, n * d);

@@ -12,6 +12,17 @@ fn reference() {
     assert!(report.uncovered.is_empty(), "{:?}", report.uncovered);
 }
 
+/// Cases are found by their prefix, in any number.
+#[test]
+fn every_case_of_a_file_is_checked() {
+    let once = FILES
+        .verify("sparse-ot", convex::verify::sparse_ot)
+        .comparisons;
+    let report = verify_twice("sparse-ot", convex::verify::sparse_ot);
+    assert_passed(&report, |_| false);
+    assert_eq!(report.comparisons.len(), 2 * once.len());
+}
+
 /// Weights that sum to `mass` and costs in [0, 1).
 fn random(seed: u64, m: usize, n: usize) -> OtProblem {
     let weights = |seed, n| {

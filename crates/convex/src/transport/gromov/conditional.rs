@@ -1,6 +1,6 @@
 //! Conditional gradients: the linear model of each step is an exact transport problem.
 
-use super::{centered, inner, tensor_of, GwProblem, GwSolution};
+use super::{centered, inner, tensor_of, GwProblem, GwSolution, Marginal};
 use crate::error::check;
 use crate::linalg::product;
 use crate::transport::exact::Basis;
@@ -98,18 +98,18 @@ struct Point {
     cross: Mat<f64>,
     /// `h1(C1)' T h2(C2)`, where a structure is not symmetric.
     turned: Option<Mat<f64>>,
-    costs: (Vec<f64>, Vec<f64>),
-    turned_costs: (Vec<f64>, Vec<f64>),
+    costs: Marginal,
+    turned_costs: Marginal,
 }
 
 impl Point {
     fn new(problem: &GwProblem, plan: Mat<f64>) -> Self {
-        let turned = (!problem.symmetric).then(|| problem.transposed_cross(plan.as_ref()));
+        let turned = (!problem.symmetric).then(|| problem.turned_cross(plan.as_ref()));
         Self {
             cross: problem.cross(plan.as_ref()),
             turned,
             costs: problem.marginal_costs(),
-            turned_costs: problem.transposed_marginal_costs(),
+            turned_costs: problem.turned_marginal_costs(),
             plan,
         }
     }
@@ -120,21 +120,11 @@ impl Point {
 
     /// The gradient by the plan, column-major.
     fn gradient(&self, problem: &GwProblem, out: &mut [f64]) {
-        let m = problem.p.len();
-        let weight = problem.weight();
-        for (j, column) in out.chunks_exact_mut(m).enumerate() {
-            for (i, out) in column.iter_mut().enumerate() {
-                let straight = self.costs.0[i] + self.costs.1[j] - self.cross[(i, j)];
-                let other = match &self.turned {
-                    None => straight,
-                    Some(turned) => {
-                        self.turned_costs.0[i] + self.turned_costs.1[j] - turned[(i, j)]
-                    }
-                };
-                let member = problem.features.as_ref().map_or(0.0, |(m, _)| m[(i, j)]);
-                *out = weight * (straight + other) + (1.0 - weight) * member;
-            }
-        }
+        let turned = self
+            .turned
+            .as_ref()
+            .map(|cross| (cross, &self.turned_costs));
+        problem.plan_gradient((&self.cross, &self.costs), turned, out);
     }
 
     /// Moves towards the vertex as far as the objective, a parabola, decreases most.

@@ -92,7 +92,7 @@ pub fn entropic_gromov_wasserstein(
     while history.len() < config.max_iter && !converged {
         let cross = problem.cross(plan.as_ref());
         history.push(problem.value(plan.as_ref(), cross.as_ref(), &costs));
-        gradient(problem, cross.as_ref(), &costs, &mut linear.cost);
+        problem.plan_gradient((&cross, &costs), None, &mut linear.cost);
         let beta = if config.warm_start {
             &potentials.1
         } else {
@@ -112,7 +112,7 @@ pub fn entropic_gromov_wasserstein(
     let cross = problem.cross(plan.as_ref());
     let value = problem.value(plan.as_ref(), cross.as_ref(), &costs);
     history.push(value);
-    gradient(problem, cross.as_ref(), &costs, &mut linear.cost);
+    problem.plan_gradient((&cross, &costs), None, &mut linear.cost);
     let slopes = MatRef::from_column_major_slice(&linear.cost, m, n);
     let best = crate::transport::exact::network_simplex(&linear)?;
     Ok(GwSolution {
@@ -126,21 +126,4 @@ pub fn entropic_gromov_wasserstein(
         iterations: history.len() - 1,
         history,
     })
-}
-
-/// The gradient by the plan, column-major.
-fn gradient(
-    problem: &GwProblem,
-    cross: MatRef<'_, f64>,
-    costs: &(Vec<f64>, Vec<f64>),
-    out: &mut [f64],
-) {
-    let weight = problem.weight();
-    for (j, column) in out.chunks_exact_mut(problem.p.len()).enumerate() {
-        for (i, out) in column.iter_mut().enumerate() {
-            let structure = costs.0[i] + costs.1[j] - cross[(i, j)];
-            let member = problem.features.as_ref().map_or(0.0, |(m, _)| m[(i, j)]);
-            *out = 2.0 * weight * structure + (1.0 - weight) * member;
-        }
-    }
 }

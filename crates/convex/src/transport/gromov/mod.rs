@@ -248,7 +248,7 @@ impl GwProblem {
         let cross = self.cross(plan.as_ref());
         let costs = self.marginal_costs();
         let tensor = Mat::from_fn(self.p.len(), self.q.len(), |i, j| {
-            costs.0[i] + costs.1[j] - cross[(i, j)]
+            costs.rows[i] + costs.columns[j] - cross[(i, j)]
         });
         Ok((
             self.value(plan.as_ref(), cross.as_ref(), &costs),
@@ -266,15 +266,8 @@ impl GwProblem {
         let weight = self.weight();
         let rows: Vec<f64> = (0..m).map(|i| plan.row(i).iter().sum()).collect();
         let columns: Vec<f64> = (0..n).map(|j| plan.col(j).iter().sum()).collect();
-        // T h2(C2) T' and T' C1 T.
-        let mut half = Mat::zeros(m, n);
-        product(half.as_mut(), plan.as_ref(), self.h2.as_ref());
-        let mut c1 = Mat::zeros(m, m);
-        product(c1.as_mut(), half.as_ref(), plan.transpose());
-        let mut half = Mat::zeros(n, m);
-        product(half.as_mut(), plan.transpose(), self.c1.as_ref());
-        let mut c2 = Mat::zeros(n, n);
-        product(c2.as_mut(), half.as_ref(), plan.as_ref());
+        let c1 = sandwich(plan.as_ref(), self.h2.as_ref(), plan.transpose());
+        let c2 = sandwich(plan.transpose(), self.c1.as_ref(), plan.as_ref());
         let c1 = Mat::from_fn(m, m, |i, k| {
             weight * (self.loss.f1_slope(self.c1[(i, k)]) * rows[i] * self.p[k] - c1[(i, k)])
         });
@@ -344,62 +337,62 @@ impl GwProblem {
     }
 
     /// `f1(C1) p` and `f2(C2) q`.
-    fn marginal_costs(&self) -> (Vec<f64>, Vec<f64>) {
-        let of = |c: &Mat<f64>, w: &[f64], f: &dyn Fn(f64) -> f64| -> Vec<f64> {
-            (0..c.nrows())
-                .map(|i| (0..c.ncols()).map(|k| f(c[(i, k)]) * w[k]).sum())
-                .collect()
-        };
-        (
-            of(&self.c1, &self.p, &|a| self.loss.f1(a)),
-            of(&self.c2, &self.q, &|b| self.loss.f2(b)),
-        )
+    fn marginal_costs(&self) -> Marginal {
+        Marginal {
+            rows: weighted_sums(self.c1.as_ref(), &self.p, |a| self.loss.f1(a)),
+            columns: weighted_sums(self.c2.as_ref(), &self.q, |b| self.loss.f2(b)),
+        }
     }
 
     /// The same for transposed structures.
-    fn transposed_marginal_costs(&self) -> (Vec<f64>, Vec<f64>) {
-        let of = |c: &Mat<f64>, w: &[f64], f: &dyn Fn(f64) -> f64| -> Vec<f64> {
-            (0..c.ncols())
-                .map(|k| (0..c.nrows()).map(|i| f(c[(i, k)]) * w[i]).sum())
-                .collect()
-        };
-        (
-            of(&self.c1, &self.p, &|a| self.loss.f1(a)),
-            of(&self.c2, &self.q, &|b| self.loss.f2(b)),
-        )
+    fn turned_marginal_costs(&self) -> Marginal {
+        Marginal {
+            rows: weighted_sums(self.c1.transpose(), &self.p, |a| self.loss.f1(a)),
+            columns: weighted_sums(self.c2.transpose(), &self.q, |b| self.loss.f2(b)),
+        }
     }
 
     /// `h1(C1) T h2(C2)'`
     fn cross(&self, plan: MatRef<'_, f64>) -> Mat<f64> {
-        let mut half = Mat::zeros(plan.nrows(), plan.ncols());
-        product(half.as_mut(), self.c1.as_ref(), plan);
-        let mut out = Mat::zeros(plan.nrows(), plan.ncols());
-        product(out.as_mut(), half.as_ref(), self.h2.transpose());
-        out
+        sandwich(self.c1.as_ref(), plan, self.h2.transpose())
     }
 
     /// `h1(C1)' T h2(C2)`
-    fn transposed_cross(&self, plan: MatRef<'_, f64>) -> Mat<f64> {
-        let mut half = Mat::zeros(plan.nrows(), plan.ncols());
-        product(half.as_mut(), self.c1.transpose(), plan);
-        let mut out = Mat::zeros(plan.nrows(), plan.ncols());
-        product(out.as_mut(), half.as_ref(), self.h2.as_ref());
-        out
+    fn turned_cross(&self, plan: MatRef<'_, f64>) -> Mat<f64> {
+        sandwich(self.c1.transpose(), plan, self.h2.as_ref())
     }
 
-    fn value(
+    /// The gradient by the plan, column-major; `turned` where a structure is not symmetric.
+    fn plan_gradient(
         &self,
-        plan: MatRef<'_, f64>,
-        cross: MatRef<'_, f64>,
-        costs: &(Vec<f64>, Vec<f64>),
-    ) -> f64 {
+        straight: (&Mat<f64>, &Marginal),
+        turned: Option<(&Mat<f64>, &Marginal)>,
+        out: &mut [f64],
+    ) {
+        let weight = self.weight();
+        let (other_cross, other) = turned.unwrap_or(straight);
+        let (cross, costs) = straight;
+        for (j, column) in out.chunks_exact_mut(self.p.len()).enumerate() {
+            for (i, out) in column.iter_mut().enumerate() {
+                let one = costs.rows[i] + costs.columns[j] - cross[(i, j)];
+                let two = other.rows[i] + other.columns[j] - other_cross[(i, j)];
+                *out = weight * (one + two) + (1.0 - weight) * self.member(i, j);
+            }
+        }
+    }
+
+    /// The cost between two members; 0 where there are none.
+    fn member(&self, i: usize, j: usize) -> f64 {
+        self.features.as_ref().map_or(0.0, |(m, _)| m[(i, j)])
+    }
+
+    fn value(&self, plan: MatRef<'_, f64>, cross: MatRef<'_, f64>, costs: &Marginal) -> f64 {
         let weight = self.weight();
         let mut sum = 0.0;
         for j in 0..plan.ncols() {
             for i in 0..plan.nrows() {
-                let structure = costs.0[i] + costs.1[j] - cross[(i, j)];
-                let member = self.features.as_ref().map_or(0.0, |(m, _)| m[(i, j)]);
-                sum += plan[(i, j)] * (weight * structure + (1.0 - weight) * member);
+                let structure = costs.rows[i] + costs.columns[j] - cross[(i, j)];
+                sum += plan[(i, j)] * (weight * structure + (1.0 - weight) * self.member(i, j));
             }
         }
         sum
@@ -415,6 +408,28 @@ impl GwProblem {
                 .map(|(j, q)| (plan.col(j).iter().sum::<f64>() - q).abs())
                 .sum::<f64>()
     }
+}
+
+/// What each row and each column pays for its own structure.
+struct Marginal {
+    rows: Vec<f64>,
+    columns: Vec<f64>,
+}
+
+/// `sum_k f(c_ik) w_k`
+fn weighted_sums(c: MatRef<'_, f64>, w: &[f64], f: impl Fn(f64) -> f64) -> Vec<f64> {
+    (0..c.nrows())
+        .map(|i| (0..c.ncols()).map(|k| f(c[(i, k)]) * w[k]).sum())
+        .collect()
+}
+
+/// `left middle right`
+fn sandwich(left: MatRef<'_, f64>, middle: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
+    let mut half = Mat::zeros(left.nrows(), middle.ncols());
+    product(half.as_mut(), left, middle);
+    let mut out = Mat::zeros(left.nrows(), right.ncols());
+    product(out.as_mut(), half.as_ref(), right);
+    out
 }
 
 fn structure(what: &'static str, c: &Tensor, weights: usize, loss: GroundLoss) -> Result<Mat<f64>> {
