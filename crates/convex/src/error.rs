@@ -69,6 +69,15 @@ pub enum Error {
         multipliers: Vec<f64>,
     },
 
+    /// The objective falls without end.
+    #[error("{problem} is unbounded below: {certificate}")]
+    Unbounded {
+        /// What was to be solved.
+        problem: &'static str,
+        /// The direction along which it falls.
+        certificate: String,
+    },
+
     /// A matrix that must be positive semi-definite or definite is not.
     #[error("{what} is not positive {kind}: {detail}")]
     Indefinite {

@@ -56,6 +56,18 @@ transport("ot.sinkhorn", sinkhorn)
 transport("ot.smooth", smooth_transport)
 
 
+@operation("ot.gromov")
+def gromov(spec):
+    import numpy as np
+    import ot
+
+    nodes = spec["nodes"]
+    c1 = np.array(spec["c1"]).reshape(nodes, nodes)
+    c2 = np.array(spec["c2"]).reshape(nodes, nodes)
+    p = np.full(nodes, 1 / nodes)
+    return lambda: ot.gromov.gromov_wasserstein2(c1, c2, p, p, "square_loss")
+
+
 @operation("Lasso")
 def lasso(spec):
     import numpy as np

@@ -8,7 +8,10 @@ use convex::block_cd::{BlockCd, BlockCdConfig, Columns, LeastSquares, Penalty, S
 use convex::relu::{
     AdmmConfig, AdmmRelu, AdversarialConfig, AdversarialRelu, ConvexLoss, Patterns,
 };
-use convex::transport::{solve, Formulation, OtProblem, OtReg, OtSolver};
+use convex::transport::{
+    gromov_wasserstein, solve, Formulation, GroundLoss, GwConfig, GwProblem, OtProblem, OtReg,
+    OtSolver,
+};
 use serde_json::json;
 use tensor_core::random::RandomStream;
 
@@ -17,6 +20,7 @@ const GROUP: &str = "convex";
 pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
     if session.wants(GROUP, "sparse-ot") {
         transport(session)?;
+        structures(session)?;
     }
     if session.wants(GROUP, "bcd") {
         lasso(session)?;
@@ -73,6 +77,14 @@ fn transport(session: &mut Session<'_>) -> Result<()> {
             OtSolver::NetworkSimplex,
         ),
         (
+            "exact",
+            "AuctionExact",
+            "ot.emd",
+            OtReg::None,
+            dual,
+            OtSolver::AuctionExact,
+        ),
+        (
             "entropic 0.05",
             "Sinkhorn",
             "ot.sinkhorn",
@@ -100,6 +112,36 @@ fn transport(session: &mut Session<'_>) -> Result<()> {
                 Ok(())
             }),
             peer: Peer::Python(peer, spec),
+        })?;
+    }
+    Ok(())
+}
+
+/// Gromov-Wasserstein between the distances of two clouds, from the product of the weights.
+fn structures(session: &mut Session<'_>) -> Result<()> {
+    for nodes in [50, 200, 500] {
+        let distances = |label: &str| -> Vec<f64> {
+            let points = normals(label, 2 * nodes);
+            let distance = |e: usize| {
+                let (i, j) = (2 * (e / nodes), 2 * (e % nodes));
+                (points[i] - points[j]).hypot(points[i + 1] - points[j + 1])
+            };
+            (0..nodes * nodes).map(distance).collect()
+        };
+        let (c1, c2) = (distances("first"), distances("second"));
+        let spec = json!({ "c1": c1, "c2": c2, "nodes": nodes });
+        let tensor = |c: Vec<f64>| Tensor::from_vec(c, (nodes, nodes), &Device::Cpu);
+        let problem = GwProblem::uniform(&tensor(c1)?, &tensor(c2)?, GroundLoss::Square)?;
+        session.measure(Case {
+            slug: "sparse-ot",
+            operation: format!("Gromov-Wasserstein, {nodes} nodes"),
+            ours: "gromov_wasserstein",
+            call: Box::new(move || {
+                let found = gromov_wasserstein(&problem, &GwConfig::default(), None)?;
+                std::hint::black_box(found.value);
+                Ok(())
+            }),
+            peer: Peer::Python("ot.gromov", spec),
         })?;
     }
     Ok(())

@@ -2,12 +2,13 @@
 
 use super::{inner, rank, singular_values, to_tensor, AttentionData, Selection};
 use crate::error::check;
-use crate::linalg::{axpy, dot, solve_psd};
+use crate::linalg::{axpy, dot, product, solve_psd};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use clarabel::algebra::CscMatrix;
 use clarabel::solver::{DefaultSettings, DefaultSolver, IPSolver, SupportedConeT};
 use faer::Mat;
+use std::cell::OnceCell;
 
 /// What is minimised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +111,8 @@ pub(super) struct Constraint {
 pub(super) struct Constraints<'a> {
     pub data: &'a AttentionData,
     pub list: Vec<Constraint>,
+    /// `<A_j, A_k>`, where it was asked for.
+    gram: OnceCell<Mat<f64>>,
 }
 
 impl<'a> Constraints<'a> {
@@ -145,7 +148,11 @@ impl<'a> Constraints<'a> {
                 multipliers,
             });
         }
-        Ok(Self { data, list })
+        Ok(Self {
+            data,
+            list,
+            gram: OnceCell::new(),
+        })
     }
 
     /// `sum_j lambda_j A_j`
@@ -170,11 +177,17 @@ impl<'a> Constraints<'a> {
         out
     }
 
-    /// `<A_j, A_k>`
-    fn gram(&self, j: usize, k: usize) -> f64 {
-        let (a, b) = (&self.list[j], &self.list[k]);
-        let queries = dot(self.data.query(a.query), self.data.query(b.query));
-        dot(&a.difference, &b.difference) * queries
+    /// `<A_j, A_k>` of all pairs.
+    fn gram(&self) -> &Mat<f64> {
+        self.gram.get_or_init(|| {
+            let (n, (d, e)) = (self.list.len(), self.data.shape());
+            let differences = Mat::from_fn(n, d, |j, r| self.list[j].difference[r]);
+            let queries = Mat::from_fn(n, e, |j, c| self.data.query(self.list[j].query)[c]);
+            let (mut x, mut z) = (Mat::zeros(n, n), Mat::zeros(n, n));
+            product(x.as_mut(), differences.as_ref(), differences.transpose());
+            product(z.as_mut(), queries.as_ref(), queries.transpose());
+            Mat::from_fn(n, n, |j, k| x[(j, k)] * z[(j, k)])
+        })
     }
 }
 
@@ -187,8 +200,8 @@ fn add(w: &mut Mat<f64>, l: f64, x: &[f64], z: &[f64]) {
     }
 }
 
-/// Sweeps between two tries to solve for the multipliers that are positive.
-const POLISH: usize = 20;
+/// Sweeps before the first try to find the positive multipliers directly; then twice as many each time.
+const POLISH: usize = 10;
 /// Sweeps after which infeasibility is looked into.
 const SUSPECT: usize = 2000;
 
@@ -265,6 +278,12 @@ impl AttSvm {
         let mut w = offset + constraints.combine(lambda);
         let cap = self.soft.unwrap_or(f64::INFINITY);
         let mut worst = f64::INFINITY;
+        if lambda.iter().any(|l| *l > 0.0) {
+            if let Some(w) = self.exchange(constraints, offset, lambda)? {
+                return Ok((w, 0));
+            }
+        }
+        let mut next_try = POLISH;
         for sweep in 1..=self.max_sweeps {
             worst = 0.0;
             let mut j = 0;
@@ -292,8 +311,9 @@ impl AttSvm {
                 // Sums of changes, replaced by the sum itself.
                 return Ok((offset + constraints.combine(lambda), sweep));
             }
-            if sweep % POLISH == 0 {
-                if let Some(w) = self.polish(constraints, offset, lambda)? {
+            if sweep == next_try {
+                next_try *= 2;
+                if let Some(w) = self.exchange(constraints, offset, lambda)? {
                     return Ok((w, sweep));
                 }
             }
@@ -309,37 +329,66 @@ impl AttSvm {
         })
     }
 
-    /// Solves for the positive multipliers alone; the answer where it is optimal.
-    fn polish(
+    /// Block principal pivoting: solves for the positive multipliers alone and exchanges those that
+    /// come out negative for constraints that come out violated; the answer where none is left.
+    fn exchange(
         &self,
         constraints: &Constraints<'_>,
         offset: &Mat<f64>,
         lambda: &mut [f64],
     ) -> Result<Option<Mat<f64>>> {
-        const MOST: usize = 600;
-        let active: Vec<usize> = (0..lambda.len()).filter(|&j| lambda[j] > 0.0).collect();
+        const MOST: usize = 2000;
+        const TRIES: usize = 40;
         let capped = self.soft.is_some_and(|c| lambda.iter().any(|l| *l >= c));
-        if active.is_empty() || active.len() > MOST || capped {
+        if lambda.len() > MOST || capped {
             return Ok(None);
         }
-        let (rows, size) = (&active, active.len());
-        let gram = Mat::from_fn(size, size, |r, s| constraints.gram(rows[r], rows[s]));
+        let gram = constraints.gram();
         let start = constraints.margins(offset);
-        let right: Vec<f64> = active.iter().map(|&j| 1.0 - start[j]).collect();
-        let solved = solve_psd(gram.as_ref(), &right)?;
-        if solved.iter().any(|l| *l < 0.0) {
-            return Ok(None);
+        let mut active: Vec<bool> = lambda.iter().map(|l| *l > 0.0).collect();
+        let (mut fewest, mut patience) = (usize::MAX, 3);
+        for _ in 0..TRIES {
+            let rows: Vec<usize> = (0..lambda.len()).filter(|&j| active[j]).collect();
+            if rows.is_empty() {
+                return Ok(None);
+            }
+            let size = rows.len();
+            let part = Mat::from_fn(size, size, |r, s| gram[(rows[r], rows[s])]);
+            let right: Vec<f64> = rows.iter().map(|&j| 1.0 - start[j]).collect();
+            let solved = solve_psd(part.as_ref(), &right)?;
+            let mut found = vec![0.0; lambda.len()];
+            rows.iter().zip(&solved).for_each(|(&j, l)| found[j] = *l);
+            let w = offset + constraints.combine(&found);
+            let margins = constraints.margins(&w);
+            let wrong: Vec<usize> = (0..lambda.len())
+                .filter(|&j| match active[j] {
+                    true => found[j] < 0.0,
+                    false => margins[j] < 1.0 - 1e-11,
+                })
+                .collect();
+            if wrong.is_empty() {
+                let tight = rows.iter().all(|&j| (margins[j] - 1.0).abs() <= 1e-11);
+                let soft = self.soft.is_none_or(|c| found.iter().all(|l| *l <= c));
+                if !tight || !soft {
+                    return Ok(None);
+                }
+                lambda.copy_from_slice(&found);
+                return Ok(Some(w));
+            }
+            // All at once, and one at a time where that goes round in circles.
+            if wrong.len() < fewest {
+                (fewest, patience) = (wrong.len(), 3);
+            } else if patience > 0 {
+                patience -= 1;
+            }
+            let few = if patience > 0 {
+                &wrong[..]
+            } else {
+                &wrong[wrong.len() - 1..]
+            };
+            few.iter().for_each(|&j| active[j] = !active[j]);
         }
-        let mut found = vec![0.0; lambda.len()];
-        active.iter().zip(&solved).for_each(|(&j, l)| found[j] = *l);
-        let w = offset + constraints.combine(&found);
-        let margins = constraints.margins(&w);
-        let tight = active.iter().all(|&j| (margins[j] - 1.0).abs() <= 1e-11);
-        if !tight || margins.iter().any(|m| *m < 1.0 - 1e-11) {
-            return Ok(None);
-        }
-        lambda.copy_from_slice(&found);
-        Ok(Some(w))
+        Ok(None)
     }
 
     /// ADMM on `W = Z`: the projection on the constraints, and soft thresholding of singular values.
@@ -443,12 +492,13 @@ fn finish(
 fn contradiction(constraints: &Constraints<'_>) -> Result<()> {
     let n = constraints.list.len();
     let sizes: Vec<f64> = constraints.list.iter().map(|c| c.size.sqrt()).collect();
+    let gram = constraints.gram();
     let (mut i, mut j, mut p) = (vec![], vec![], vec![]);
     for c in 0..n {
         for r in 0..=c {
             i.push(r);
             j.push(c);
-            p.push(constraints.gram(r, c) / (sizes[r] * sizes[c]));
+            p.push(gram[(r, c)] / (sizes[r] * sizes[c]));
         }
     }
     let p = CscMatrix::new_from_triplets(n, n, i, j, p);

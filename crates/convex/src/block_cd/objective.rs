@@ -540,7 +540,8 @@ impl LabelPropagation {
     /// `1/2 x' A x - b' x` for a symmetric positive semi-definite `A`; starts at 0.
     ///
     /// # Errors
-    /// [`Error::Indefinite`] where `A` is not symmetric or has a negative diagonal, [`Error::Shape`],
+    /// [`Error::Indefinite`] where `A` is not symmetric or has a negative diagonal,
+    /// [`Error::Unbounded`] where a coordinate has a slope and no curvature, [`Error::Shape`],
     /// [`Error::NonFinite`].
     pub fn quadratic(a: Columns, b: &[f64]) -> Result<Self> {
         let p = a.columns();
@@ -549,6 +550,15 @@ impl LabelPropagation {
         check::finite("b", b)?;
         let graph = Graph::of_symmetric(&a)?;
         let diagonal = graph.diagonal().to_vec();
+        if let Some(i) = (0..p).find(|&i| diagonal[i] == 0.0 && b[i] != 0.0) {
+            let row_empty = a.entries(i).iter().all(|(_, x)| *x == 0.0);
+            if row_empty {
+                return Err(Error::Unbounded {
+                    problem: "the quadratic",
+                    certificate: format!("along coordinate {i} it is the line {} x", -b[i]),
+                });
+            }
+        }
         Ok(Self {
             x: vec![0.0; p],
             product: vec![0.0; p],

@@ -41,6 +41,8 @@ pub struct AdversarialConfig {
     pub perturb_mask: Option<Vec<bool>>,
     /// How it is solved.
     pub solver: AdversarialSolver,
+    /// A weight of at least 0 for each sample's loss; `None` = all 1.
+    pub sample_weights: Option<Vec<f64>>,
 }
 
 impl Default for AdversarialConfig {
@@ -51,6 +53,7 @@ impl Default for AdversarialConfig {
             loss: ConvexLoss::Hinge,
             perturb_mask: None,
             solver: AdversarialSolver::InteriorPoint,
+            sample_weights: None,
         }
     }
 }
@@ -86,6 +89,61 @@ impl AdversarialRelu {
         Ok(Self { config })
     }
 
+    /// Objective and largest violation of a constraint at given units `v` and `w` `[P, d]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::NonFinite`], [`Error::InvalidConfig`] for labels that the loss does
+    /// not take.
+    pub fn evaluate(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        patterns: &Patterns,
+        v: &[f64],
+        w: &[f64],
+    ) -> Result<(f64, f64)> {
+        let data = self.data(x, y, patterns)?;
+        let perturbed = self.perturbed(data.x.ncols())?;
+        let program = self.program(&data, patterns, &perturbed);
+        for (what, units) in [("v", v), ("w", w)] {
+            check::length(what, units.len(), patterns.len() * data.x.ncols())?;
+            check::finite(what, units)?;
+        }
+        let eps = self.config.eps;
+        let violated = |units| violation(&data.x, patterns, units, eps, &perturbed);
+        Ok((objective(&program, v, w), violated(v).max(violated(w))))
+    }
+
+    fn data(&self, x: &Tensor, y: &Tensor, patterns: &Patterns) -> Result<Data> {
+        let weights = self.config.sample_weights.as_deref();
+        let data = Data::new(x, y, self.config.loss, weights)?;
+        patterns.fits(data.x.nrows(), data.x.ncols())?;
+        Ok(data)
+    }
+
+    fn perturbed(&self, d: usize) -> Result<Vec<bool>> {
+        let given = self.config.perturb_mask.clone();
+        let perturbed = given.unwrap_or_else(|| vec![true; d]);
+        check::length("AdversarialConfig::perturb_mask", perturbed.len(), d)?;
+        Ok(perturbed)
+    }
+
+    fn program<'a>(
+        &self,
+        data: &'a Data,
+        patterns: &'a Patterns,
+        perturbed: &'a [bool],
+    ) -> Program<'a> {
+        Program {
+            data,
+            patterns,
+            loss: self.config.loss,
+            beta: self.config.beta,
+            eps: self.config.eps,
+            perturbed,
+        }
+    }
+
     /// Trains on `x` `[n, d]`, `y` `[n]`.
     ///
     /// # Errors
@@ -93,19 +151,9 @@ impl AdversarialRelu {
     /// not take, [`Error::Numerical`] where the interior-point method fails.
     pub fn fit(&self, x: &Tensor, y: &Tensor, patterns: &Patterns) -> Result<ConvexReluModel> {
         let config = &self.config;
-        let data = Data::new(x, y, config.loss)?;
-        let d = data.x.ncols();
-        patterns.fits(data.x.nrows(), d)?;
-        let perturbed = config.perturb_mask.clone().unwrap_or_else(|| vec![true; d]);
-        check::length("AdversarialConfig::perturb_mask", perturbed.len(), d)?;
-        let program = Program {
-            data: &data,
-            patterns,
-            loss: config.loss,
-            beta: config.beta,
-            eps: config.eps,
-            perturbed: &perturbed,
-        };
+        let data = self.data(x, y, patterns)?;
+        let perturbed = self.perturbed(data.x.ncols())?;
+        let program = self.program(&data, patterns, &perturbed);
         let (v, w, bound, iterations, converged) = match config.solver {
             AdversarialSolver::InteriorPoint => {
                 let solved = interior::solve(&program)?;
@@ -138,7 +186,7 @@ fn objective(p: &Program<'_>, v: &[f64], w: &[f64]) -> f64 {
     let (outputs, sizes) = outputs_and_slack(&p.data.x, p.patterns, v, w, p.perturbed);
     let slack: Vec<f64> = sizes.iter().map(|s| p.eps * s).collect();
     let d = p.patterns.d;
-    p.loss.worst(&outputs, &p.data.y, &slack) + p.beta * (group_norms(v, d) + group_norms(w, d))
+    p.data.loss(p.loss, &outputs, Some(&slack)) + p.beta * (group_norms(v, d) + group_norms(w, d))
 }
 
 /// Scaled ADMM on `p = (v_i, w_i, t_i)` with copies `q = K p` in the blocks
@@ -325,6 +373,7 @@ impl<'a> Split<'a> {
         let (p, rho) = (self.program, self.rho);
         let d = p.patterns.d;
         let n = p.patterns.n as f64;
+        let weight = p.data.weights[k];
         let (output, y) = (samples[(d, k)], p.data.y[k]);
         let soft = |x: f64, by: f64| x.signum() * (x.abs() - by).max(0.0);
         let squared = p.loss == ConvexLoss::Squared;
@@ -346,12 +395,15 @@ impl<'a> Split<'a> {
         let slope = |m: f64| {
             let reach = p.eps * size(m);
             match p.loss {
-                ConvexLoss::Squared => moved(m).abs() + reach,
-                ConvexLoss::Hinge => f64::from(u8::from(1.0 - moved(m) + reach > 0.0)) / n,
-                ConvexLoss::Logistic => 1.0 / (1.0 + (moved(m) - reach).exp()) / n,
+                ConvexLoss::Squared => weight * (moved(m).abs() + reach),
+                ConvexLoss::Hinge => {
+                    let active = 1.0 - moved(m) + reach > 0.0;
+                    weight * f64::from(u8::from(active)) / n
+                }
+                ConvexLoss::Logistic => weight / (1.0 + (moved(m) - reach).exp()) / n,
             }
         };
-        let (mut low, mut high) = (0.0, if squared { slope(0.0) } else { 1.0 / n });
+        let (mut low, mut high) = (0.0, if squared { slope(0.0) } else { weight / n });
         if slope(high) >= high {
             low = high;
         }

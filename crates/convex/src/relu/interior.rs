@@ -103,14 +103,14 @@ pub(super) fn solve(program: &Program<'_>) -> Result<Solved> {
     let mut curvature = vec![];
     match program.loss {
         ConvexLoss::Squared => curvature.extend(places.losses..places.losses + n),
-        _ => (places.losses..places.losses + n).for_each(|i| q[i] = 1.0 / n as f64),
+        _ => (0..n).for_each(|k| q[places.losses + k] = program.data.weights[k] / n as f64),
     }
     let p = CscMatrix::new_from_triplets(
         total,
         total,
         curvature.clone(),
         curvature.clone(),
-        vec![1.0; curvature.len()],
+        program.data.weights[..curvature.len()].to_vec(),
     );
     let a = CscMatrix::new_from_triplets(rows.b.len(), total, rows.i, rows.j, rows.a);
     let settings = DefaultSettings {

@@ -27,6 +27,10 @@
 //! over random units, [`AdversarialRelu`] the certified program (and, with `eps = 0`, the plain one
 //! for every loss, by an interior point to full precision).
 //!
+//! [`GatedRelu`] drops the cones: a network whose gates stay as they were drawn, for one output or many.
+//! [`AdmmRelu::path`] goes through several `beta`, [`AdmmRelu::fit_growing`] adds the patterns that the
+//! optimum wants; every solver takes weights of the samples.
+//!
 //! Sampling is not global: with few of the patterns a wide network found by gradient descent can be
 //! better. Compare with [`Patterns::enumerate`] where `d` is small. Standardize the columns of `X`:
 //! `rho` acts on their scale.
@@ -48,13 +52,16 @@
 
 mod admm;
 mod adversarial;
+mod fista;
+mod gated;
 mod interior;
 mod model;
 mod patterns;
 mod scp;
 
-pub use admm::{AdmmConfig, AdmmRelu, AdmmRun, AdmmState, Primal};
+pub use admm::{AdmmConfig, AdmmRelu, AdmmRun, AdmmState, GrowConfig, Grown, Primal};
 pub use adversarial::{AdversarialConfig, AdversarialRelu, AdversarialSolver};
+pub use gated::{GatedConfig, GatedModel, GatedNetwork, GatedRelu, OutputNorm};
 pub use model::{certificate, ConvexReluModel, TwoLayerRelu};
 pub use patterns::{adversarial_patterns, Patterns};
 pub use scp::{sample_units, ScpConfig, ScpModel, ScpRelu, ScpSolver};
@@ -77,19 +84,25 @@ pub enum ConvexLoss {
 }
 
 impl ConvexLoss {
-    /// The loss where each output may be wrong by `slack` in the bad direction: the worst case over
-    /// perturbations of the input.
-    fn worst(self, outputs: &[f64], y: &[f64], slack: &[f64]) -> f64 {
-        let n = y.len() as f64;
-        let one = |k: usize| match self {
-            Self::Squared => 0.5 * ((outputs[k] - y[k]).abs() + slack[k]).powi(2),
+    /// The loss of one sample where its output may be wrong by `slack` in the bad direction: the worst
+    /// case over perturbations of the input. The mean's `1/n` is left out.
+    fn one(self, output: f64, y: f64, slack: f64) -> f64 {
+        match self {
+            Self::Squared => 0.5 * ((output - y).abs() + slack).powi(2),
             Self::Logistic => {
-                let z = slack[k] - y[k] * outputs[k];
-                (z.max(0.0) + (-z.abs()).exp().ln_1p()) / n
+                let z = slack - y * output;
+                z.max(0.0) + (-z.abs()).exp().ln_1p()
             }
-            Self::Hinge => (1.0 - y[k] * outputs[k] + slack[k]).max(0.0) / n,
-        };
-        (0..y.len()).map(one).sum()
+            Self::Hinge => (1.0 - y * output + slack).max(0.0),
+        }
+    }
+
+    /// What a sum over `n` samples is divided by.
+    fn divisor(self, n: usize) -> f64 {
+        match self {
+            Self::Squared => 1.0,
+            _ => n as f64,
+        }
     }
 }
 
@@ -97,23 +110,126 @@ impl ConvexLoss {
 struct Data {
     x: Mat<f64>,
     y: Vec<f64>,
+    /// Of each sample's loss.
+    weights: Vec<f64>,
 }
 
 impl Data {
-    fn new(x: &Tensor, y: &Tensor, loss: ConvexLoss) -> Result<Self> {
-        let (n, d, x) = matrix("x", x)?;
-        check::at_least("rows of x", n, 1)?;
-        check::at_least("columns of x", d, 1)?;
+    fn new(x: &Tensor, y: &Tensor, loss: ConvexLoss, weights: Option<&[f64]>) -> Result<Self> {
+        let x = inputs(x)?;
         let y = values("y", y)?;
-        check::length("y", y.len(), n)?;
+        check::length("y", y.len(), x.nrows())?;
         if loss != ConvexLoss::Squared {
             if let Some(bad) = y.iter().find(|y| y.abs() != 1.0) {
                 return Err(Error::config("y", bad, "labels 1 and -1 for this loss"));
             }
         }
+        let weights = sample_weights(weights, x.nrows())?;
+        Ok(Self { x, y, weights })
+    }
+
+    /// With rows times the roots of their weights: for the squared loss, whose cones do not change by
+    /// that, the same problem without weights.
+    fn absorbed(mut self) -> Self {
+        for (k, weight) in self.weights.iter_mut().enumerate() {
+            let root = weight.sqrt();
+            (0..self.x.ncols()).for_each(|j| self.x[(k, j)] *= root);
+            self.y[k] *= root;
+            *weight = 1.0;
+        }
+        self
+    }
+
+    /// The weighted loss, of the worst case where slacks are given.
+    fn loss(&self, loss: ConvexLoss, outputs: &[f64], slack: Option<&[f64]>) -> f64 {
+        let one = |k: usize| {
+            let slack = slack.map_or(0.0, |s| s[k]);
+            self.weights[k] * loss.one(outputs[k], self.y[k], slack)
+        };
+        (0..self.y.len()).map(one).sum::<f64>() / loss.divisor(self.y.len())
+    }
+
+    /// The derivative of the loss by each output, where it is smooth.
+    fn slopes(&self, loss: ConvexLoss, outputs: &[f64]) -> Vec<f64> {
+        let divisor = loss.divisor(outputs.len());
+        (0..outputs.len())
+            .map(|k| {
+                let (f, y) = (outputs[k], self.y[k]);
+                let slope = match loss {
+                    ConvexLoss::Squared => f - y,
+                    _ => -y / (1.0 + (y * f).exp()),
+                };
+                self.weights[k] * slope / divisor
+            })
+            .collect()
+    }
+}
+
+/// Targets of the squared loss `1/2 |F - Y|^2`, the weights of the samples inside.
+struct Targets {
+    /// `[n, c]`
+    values: Mat<f64>,
+}
+
+impl Targets {
+    /// From `[n]` or `[n, c]`.
+    fn new(y: &Tensor, weights: &[f64]) -> Result<Self> {
+        let outputs = match *y.dims() {
+            [_] => 1,
+            [_, c] => c,
+            _ => return Err(Error::shape("y", y.dims(), "[n] or [n, c]")),
+        };
+        check::at_least("outputs", outputs, 1)?;
+        let flat = values("y", y)?;
+        check::length("y", flat.len() / outputs, weights.len())?;
+        let at = |k: usize, o: usize| weights[k].sqrt() * flat[k * outputs + o];
         Ok(Self {
-            x: crate::linalg::from_rows(n, d, &x),
-            y,
+            values: Mat::from_fn(weights.len(), outputs, at),
         })
     }
+
+    /// A lower bound of `1/2 |F - Y|^2 + beta sum |A_i|` by the dual problem, at the residual `F - Y`
+    /// scaled until it is feasible: `largest` is its largest dual norm.
+    fn bound(&self, residual: &Mat<f64>, largest: f64, beta: f64) -> f64 {
+        let pairs = residual.col_iter().zip(self.values.col_iter());
+        let along: f64 = pairs
+            .map(|(r, y)| r.iter().zip(y.iter()).map(|(r, y)| -r * y).sum::<f64>())
+            .sum();
+        let square = residual.squared_norm_l2();
+        let most = if largest > 0.0 {
+            beta / largest
+        } else {
+            f64::INFINITY
+        };
+        let best = if square > 0.0 { along / square } else { 0.0 };
+        let scale = best.min(most).max(0.0);
+        scale * along - 0.5 * scale * scale * square
+    }
+}
+
+/// Rows and columns, at least one of each.
+fn inputs(x: &Tensor) -> Result<Mat<f64>> {
+    let (n, d, x) = matrix("x", x)?;
+    check::at_least("rows of x", n, 1)?;
+    check::at_least("columns of x", d, 1)?;
+    Ok(crate::linalg::from_rows(n, d, &x))
+}
+
+/// Weights of samples, checked; ones where none are given.
+fn sample_weights(weights: Option<&[f64]>, n: usize) -> Result<Vec<f64>> {
+    let Some(weights) = weights else {
+        return Ok(vec![1.0; n]);
+    };
+    check::length("sample_weights", weights.len(), n)?;
+    check::finite("sample_weights", weights)?;
+    if let Some(bad) = weights.iter().find(|w| **w < 0.0) {
+        return Err(Error::config(
+            "sample_weights",
+            bad,
+            "weights of at least 0",
+        ));
+    }
+    let sum: f64 = weights.iter().sum();
+    check::positive("sum of sample_weights", sum)?;
+    Ok(weights.to_vec())
 }

@@ -3,7 +3,7 @@
 use super::{ConvexLoss, Patterns};
 use crate::error::check;
 use crate::linalg::{matrix, norm, values};
-use crate::Result;
+use crate::{Error, Result};
 use candle_core::{DType, Device, Module, Tensor};
 use faer::Mat;
 
@@ -94,7 +94,7 @@ impl ConvexReluModel {
 pub struct TwoLayerRelu {
     /// First layer, `[m, d]`.
     pub u: Tensor,
-    /// Second layer, `[m]`.
+    /// Second layer, `[m]`, or `[m, c]` for `c` outputs.
     pub alpha: Tensor,
 }
 
@@ -104,14 +104,19 @@ impl TwoLayerRelu {
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) where they do not fit.
     pub fn new(u: Tensor, alpha: Tensor) -> Result<Self> {
-        let units = u.dims().first().copied().unwrap_or(0);
-        check::length("alpha", alpha.elem_count(), units)?;
+        let &[units, _] = u.dims() else {
+            return Err(Error::shape("u", u.dims(), "[m, d]"));
+        };
+        if alpha.rank() > 2 || alpha.dims().first() != Some(&units) {
+            let expected = format!("[{units}] or [{units}, c]");
+            return Err(Error::shape("alpha", alpha.dims(), expected));
+        }
         Ok(Self { u, alpha })
     }
 
     /// Number of units.
     pub fn width(&self) -> usize {
-        self.alpha.elem_count()
+        self.alpha.dims()[0]
     }
 
     /// The same network in another precision or place.
@@ -132,21 +137,28 @@ impl TwoLayerRelu {
     pub fn objective(&self, x: &Tensor, y: &Tensor, loss: ConvexLoss, beta: f64) -> Result<f64> {
         let outputs = values("outputs", &self.forward(x)?)?;
         let y = values("y", y)?;
+        check::length("y", y.len(), outputs.len())?;
         let squares =
             |t: &Tensor| -> Result<f64> { Ok(values("weights", t)?.iter().map(|x| x * x).sum()) };
         let decay = 0.5 * beta * (squares(&self.u)? + squares(&self.alpha)?);
-        Ok(loss.worst(&outputs, &y, &vec![0.0; y.len()]) + decay)
+        let pairs = outputs.iter().zip(&y);
+        let sum: f64 = pairs.map(|(f, y)| loss.one(*f, *y, 0.0)).sum();
+        Ok(sum / loss.divisor(x.dim(0)?) + decay)
     }
 }
 
 impl Module for TwoLayerRelu {
-    /// Outputs `[n]` for `[n, d]`.
+    /// Outputs `[n]`, or `[n, c]`, for `[n, d]`.
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         if self.width() == 0 {
-            return Tensor::zeros(x.dim(0)?, x.dtype(), x.device());
+            let shape = [&[x.dim(0)?], &self.alpha.dims()[1..]].concat();
+            return Tensor::zeros(shape, x.dtype(), x.device());
         }
         let hidden = x.matmul(&self.u.t()?)?.relu()?;
-        hidden.matmul(&self.alpha.unsqueeze(1)?)?.squeeze(1)
+        match self.alpha.rank() {
+            1 => hidden.matmul(&self.alpha.unsqueeze(1)?)?.squeeze(1),
+            _ => hidden.matmul(&self.alpha),
+        }
     }
 }
 

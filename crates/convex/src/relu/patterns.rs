@@ -82,7 +82,7 @@ impl Patterns {
         }
     }
 
-    fn add(&mut self, column: Vec<bool>, direction: &[f64], index: usize) {
+    pub(super) fn add(&mut self, column: Vec<bool>, direction: &[f64], index: usize) {
         if !self.columns.contains(&column) {
             self.columns.push(column);
             self.directions.push(direction.to_vec());

@@ -1,12 +1,11 @@
 //! The dual and the semi-dual with their gradients: one pass over the columns of the cost.
 
 use super::plan::SparsePlan;
-use super::projection::{candidates, keep_largest, subtract_and_max, threshold, Entry};
+use super::projection::{candidates, keep_largest, largest, threshold, Entry};
 use super::{OtProblem, OtReg};
 use crate::error::check;
 use crate::linalg::axpy;
 use crate::Result;
-use pulp::Arch;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -165,13 +164,13 @@ impl Pass {
     pub(super) fn semi_dual(&mut self, problem: &OtProblem, alpha: &[f64], keep: bool) {
         let reg = self.reg;
         self.run(problem, alpha, keep, |column, j| {
-            let b = problem.b()[j];
-            let max = subtract_and_max(alpha, problem.column(j), &mut column.x);
+            let (b, cost) = (problem.b()[j], problem.column(j));
+            let max = largest(alpha, cost);
             if b == 0.0 {
                 column.clear();
                 return (0.0, -max);
             }
-            let (value, beta) = column.semi_dual(&reg, max, b);
+            let (value, beta) = column.semi_dual(&reg, alpha, cost, max, b);
             (-b * value, beta)
         });
     }
@@ -185,8 +184,7 @@ impl Pass {
                 column.clear();
                 return (0.0, 0.0);
             }
-            subtract_and_max(alpha, problem.column(j), &mut column.x);
-            let (conjugate, mass) = column.dual(&reg, beta[j]);
+            let (conjugate, mass) = column.dual(&reg, alpha, problem.column(j), beta[j]);
             (beta[j] * b - conjugate, b - mass)
         });
     }
@@ -200,25 +198,22 @@ impl Pass {
         keep: bool,
         one: impl Fn(&mut Column, usize) -> (f64, f64) + Sync,
     ) {
-        let arch = Arch::new();
         let work = |piece: &mut Piece| {
-            arch.dispatch(|| {
-                piece.value = 0.0;
-                piece.grad.fill(0.0);
-                piece.plan.clear();
-                piece.starts.clear();
-                piece.starts.push(0);
-                for (place, j) in piece.columns.clone().enumerate() {
-                    let (value, own) = one(&mut piece.column, j);
-                    piece.value += value;
-                    piece.column_values[place] = own;
-                    piece.column.subtract_from(&mut piece.grad);
-                    if keep {
-                        piece.column.append_to(&mut piece.plan);
-                        piece.starts.push(piece.plan.len());
-                    }
+            piece.value = 0.0;
+            piece.grad.fill(0.0);
+            piece.plan.clear();
+            piece.starts.clear();
+            piece.starts.push(0);
+            for (place, j) in piece.columns.clone().enumerate() {
+                let (value, own) = one(&mut piece.column, j);
+                piece.value += value;
+                piece.column_values[place] = own;
+                piece.column.subtract_from(&mut piece.grad);
+                if keep {
+                    piece.column.append_to(&mut piece.plan);
+                    piece.starts.push(piece.plan.len());
                 }
-            });
+            }
         };
         // A small problem is done before another thread wakes up.
         if problem.cost.len() < 1 << 13 {
@@ -243,7 +238,6 @@ impl Column {
         self.entries.clear();
     }
 
-    #[inline(always)]
     fn subtract_from(&self, grad: &mut [f64]) {
         if self.dense {
             for (g, t) in grad.iter_mut().zip(&self.x) {
@@ -264,22 +258,27 @@ impl Column {
         }
     }
 
-    /// From `x = alpha - c` to the column `b y`; gives `max_y (<x, y> - Omega(b y) / b)` and the
-    /// derivative of the semi-dual by `b`.
-    #[inline(always)]
-    fn semi_dual(&mut self, reg: &OtReg, max: f64, b: f64) -> (f64, f64) {
+    /// From `x = alpha - c`, whose largest entry is `max`, to the column `b y`; gives
+    /// `max_y (<x, y> - Omega(b y) / b)` and the derivative of the semi-dual by `b`.
+    fn semi_dual(
+        &mut self,
+        reg: &OtReg,
+        alpha: &[f64],
+        cost: &[f64],
+        max: f64,
+        b: f64,
+    ) -> (f64, f64) {
         self.clear();
         match *reg {
             OtReg::None => {
-                let first = self.x.iter().position(|x| *x == max).unwrap_or(0);
-                self.entries.push((first as u32, b));
+                self.entries.push((first_of(alpha, cost, max), b));
                 (max, -max)
             }
             OtReg::Entropic { gamma } => {
                 self.dense = true;
                 let mut sum = 0.0;
-                for x in &mut self.x {
-                    *x = ((*x - max) / gamma).exp();
+                for (x, (a, c)) in self.x.iter_mut().zip(alpha.iter().zip(cost)) {
+                    *x = ((a - c - max) / gamma).exp();
                     sum += *x;
                 }
                 self.x.iter_mut().for_each(|x| *x *= b / sum);
@@ -287,19 +286,28 @@ impl Column {
                 let own = gamma * b.ln();
                 (soft - own, own + gamma - soft)
             }
-            OtReg::Quadratic { gamma } => self.sparse(gamma, usize::MAX, max, b),
-            OtReg::KSparse { gamma, k } => self.sparse(gamma, k, max, b),
+            OtReg::Quadratic { gamma } => {
+                candidates(alpha, cost, max - gamma * b, &mut self.entries);
+                self.project(usize::MAX, (alpha, cost), max, (gamma, b))
+            }
+            OtReg::KSparse { gamma, k } => {
+                candidates(alpha, cost, max - gamma * b, &mut self.entries);
+                self.project(k, (alpha, cost), max, (gamma, b))
+            }
         }
     }
 
-    #[inline(always)]
-    fn sparse(&mut self, gamma: f64, k: usize, max: f64, b: f64) -> (f64, f64) {
+    fn project(
+        &mut self,
+        k: usize,
+        (alpha, cost): (&[f64], &[f64]),
+        max: f64,
+        (gamma, b): (f64, f64),
+    ) -> (f64, f64) {
         let size = gamma * b;
-        candidates(&self.x, max - size, &mut self.entries);
         if self.entries.is_empty() {
             // `max - size` is rounded to `max`: all of the mass goes to the largest.
-            let first = self.x.iter().position(|x| *x == max).unwrap_or(0);
-            self.entries.push((first as u32, max));
+            self.entries.push((first_of(alpha, cost, max), max));
         }
         keep_largest(&mut self.entries, k);
         // Distances from the largest keep their digits however large the potentials are.
@@ -316,8 +324,7 @@ impl Column {
     }
 
     /// From `x = alpha - c` to the column `t`; gives `max_t (<x + beta, t> - Omega(t))` and `sum t`.
-    #[inline(always)]
-    fn dual(&mut self, reg: &OtReg, beta: f64) -> (f64, f64) {
+    fn dual(&mut self, reg: &OtReg, alpha: &[f64], cost: &[f64], beta: f64) -> (f64, f64) {
         self.clear();
         let (gamma, k) = match *reg {
             // Refused before any pass.
@@ -325,8 +332,8 @@ impl Column {
             OtReg::Entropic { gamma } => {
                 self.dense = true;
                 let mut sum = 0.0;
-                for x in &mut self.x {
-                    *x = ((*x + beta) / gamma - 1.0).exp();
+                for (x, (a, c)) in self.x.iter_mut().zip(alpha.iter().zip(cost)) {
+                    *x = ((a - c + beta) / gamma - 1.0).exp();
                     sum += *x;
                 }
                 return (gamma * sum, sum);
@@ -334,7 +341,7 @@ impl Column {
             OtReg::Quadratic { gamma } => (gamma, usize::MAX),
             OtReg::KSparse { gamma, k } => (gamma, k),
         };
-        candidates(&self.x, -beta, &mut self.entries);
+        candidates(alpha, cost, -beta, &mut self.entries);
         keep_largest(&mut self.entries, k);
         let (mut square, mut sum) = (0.0, 0.0);
         for (_, x) in &mut self.entries {
@@ -345,4 +352,10 @@ impl Column {
         }
         (0.5 * square / gamma, sum)
     }
+}
+
+/// The first row where `alpha - c` is `max`.
+fn first_of(alpha: &[f64], cost: &[f64], max: f64) -> u32 {
+    let mut pairs = alpha.iter().zip(cost);
+    pairs.position(|(a, c)| a - c == max).unwrap_or(0) as u32
 }

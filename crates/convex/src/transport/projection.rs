@@ -2,6 +2,7 @@
 
 use crate::error::check;
 use crate::Result;
+use pulp::{Arch, Simd, WithSimd};
 
 /// An entry of a sparse column.
 pub(super) type Entry = (u32, f64);
@@ -25,9 +26,10 @@ pub fn project_sparse_simplex(v: &[f64], k: usize, z: f64) -> Result<Vec<f64>> {
     check::at_least("k", k, 1)?;
     check::positive("z", z)?;
     check::finite("v", v)?;
-    let max = v.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let zeros = vec![0.0; v.len()];
+    let max = largest(v, &zeros);
     let mut entries = Vec::new();
-    candidates(v, max - z, &mut entries);
+    candidates(v, &zeros, max - z, &mut entries);
     if entries.is_empty() {
         // `max - z` is rounded to `max`.
         let first = v.iter().position(|x| *x == max).unwrap_or(0);
@@ -43,49 +45,94 @@ pub fn project_sparse_simplex(v: &[f64], k: usize, z: f64) -> Result<Vec<f64>> {
     Ok(out)
 }
 
-/// `x = alpha - c`, and its largest entry.
-#[inline(always)]
-pub(super) fn subtract_and_max(alpha: &[f64], cost: &[f64], x: &mut [f64]) -> f64 {
-    const LANES: usize = 16;
-    let mut lanes = [f64::NEG_INFINITY; LANES];
-    let whole = x.len() / LANES * LANES;
-    let chunks = x[..whole]
-        .chunks_exact_mut(LANES)
-        .zip(alpha[..whole].chunks_exact(LANES))
-        .zip(cost[..whole].chunks_exact(LANES));
-    for ((x, alpha), cost) in chunks {
-        for l in 0..LANES {
-            let value = alpha[l] - cost[l];
-            x[l] = value;
-            lanes[l] = if value > lanes[l] { value } else { lanes[l] };
-        }
-    }
-    let mut max = lanes.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    for i in whole..x.len() {
-        x[i] = alpha[i] - cost[i];
-        max = max.max(x[i]);
-    }
-    max
+/// The largest entry of `alpha - c`.
+pub(super) fn largest(alpha: &[f64], cost: &[f64]) -> f64 {
+    Arch::new().dispatch(Largest { alpha, cost })
 }
 
-/// The entries above `floor`, by ascending index. A projection on a simplex of size `z` is zero
-/// wherever an entry lies `z` or more below the largest: few entries are left of a long column.
-#[inline(always)]
-pub(super) fn candidates(x: &[f64], floor: f64, out: &mut Vec<Entry>) {
-    const LANES: usize = 16;
-    out.clear();
-    for (block, x) in x.chunks(LANES).enumerate() {
-        let mut any = false;
-        for &value in x {
-            any |= value > floor;
-        }
-        if any {
-            for (l, &value) in x.iter().enumerate() {
-                if value > floor {
-                    out.push(((block * LANES + l) as u32, value));
-                }
+struct Largest<'a> {
+    alpha: &'a [f64],
+    cost: &'a [f64],
+}
+
+impl WithSimd for Largest<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+        let (alpha, alpha_tail) = S::as_simd_f64s(self.alpha);
+        let (cost, cost_tail) = S::as_simd_f64s(self.cost);
+        // Four largest, so that comparisons need not wait for each other.
+        let mut best = [simd.splat_f64s(f64::NEG_INFINITY); 4];
+        let (alpha_runs, alpha_rest) = alpha.as_chunks::<4>();
+        let (cost_runs, cost_rest) = cost.as_chunks::<4>();
+        for (alpha, cost) in alpha_runs.iter().zip(cost_runs) {
+            for l in 0..4 {
+                best[l] = simd.max_f64s(best[l], simd.sub_f64s(alpha[l], cost[l]));
             }
         }
+        for (alpha, cost) in alpha_rest.iter().zip(cost_rest) {
+            best[0] = simd.max_f64s(best[0], simd.sub_f64s(*alpha, *cost));
+        }
+        let best = simd.max_f64s(
+            simd.max_f64s(best[0], best[1]),
+            simd.max_f64s(best[2], best[3]),
+        );
+        let tails = alpha_tail.iter().zip(cost_tail);
+        tails
+            .map(|(a, c)| a - c)
+            .fold(simd.reduce_max_f64s(best), f64::max)
+    }
+}
+
+/// The entries of `alpha - c` above `floor`, by ascending index. A projection on a simplex of size `z`
+/// is zero wherever an entry lies `z` or more below the largest: few entries are left of a long column.
+pub(super) fn candidates(alpha: &[f64], cost: &[f64], floor: f64, out: &mut Vec<Entry>) {
+    out.clear();
+    Arch::new().dispatch(Above {
+        alpha,
+        cost,
+        floor,
+        out,
+    });
+}
+
+struct Above<'a> {
+    alpha: &'a [f64],
+    cost: &'a [f64],
+    floor: f64,
+    out: &'a mut Vec<Entry>,
+}
+
+impl WithSimd for Above<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            alpha,
+            cost,
+            floor,
+            out,
+        } = self;
+        let mut push = |from: usize, to: usize| {
+            for i in from..to {
+                let x = alpha[i] - cost[i];
+                if x > floor {
+                    out.push((i as u32, x));
+                }
+            }
+        };
+        let (packed, tail) = S::as_simd_f64s(alpha);
+        let floors = simd.splat_f64s(floor);
+        let columns = packed.iter().zip(S::as_simd_f64s(cost).0);
+        for (block, (a, c)) in columns.enumerate() {
+            let above = simd.less_than_f64s(floors, simd.sub_f64s(*a, *c));
+            if simd.first_true_m64s(above) < S::F64_LANES {
+                push(block * S::F64_LANES, (block + 1) * S::F64_LANES);
+            }
+        }
+        push(alpha.len() - tail.len(), alpha.len());
     }
 }
 
@@ -98,19 +145,16 @@ pub(super) fn keep_largest(entries: &mut Vec<Entry>, k: usize) {
     }
 }
 
-/// The number that is subtracted from all entries, so that what stays positive sums to `z`; the
-/// entries are left in descending order.
-pub(super) fn threshold(entries: &mut [Entry], z: f64) -> f64 {
-    entries.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    let (mut sum, mut threshold) = (0.0, 0.0);
-    for (r, &(_, u)) in entries.iter().enumerate() {
-        sum += u;
-        let next = (sum - z) / (r + 1) as f64;
-        // The first entry always stays.
-        if r > 0 && u <= next {
-            break;
+/// The number that is subtracted from all entries, of which the largest is 0, so that what stays
+/// positive sums to `z`; the others are taken out (Michelot's method).
+pub(super) fn threshold(entries: &mut Vec<Entry>, z: f64) -> f64 {
+    loop {
+        let count = entries.len();
+        let sum: f64 = entries.iter().map(|(_, x)| x).sum();
+        let threshold = (sum - z) / count as f64;
+        entries.retain(|(_, x)| *x > threshold || *x == 0.0);
+        if entries.len() == count {
+            return threshold;
         }
-        threshold = next;
     }
-    threshold
 }

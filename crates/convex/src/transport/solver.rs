@@ -1,6 +1,7 @@
 //! The solvers behind one function.
 
-use super::exact::network_simplex;
+use super::auction::auction;
+use super::exact::{network_simplex, Exact};
 use super::objective::{has_dual, Pass};
 use super::plan::SparsePlan;
 use super::sinkhorn::{sinkhorn, Scaled, Scaling};
@@ -71,7 +72,7 @@ pub fn solve(
 ///
 /// # Errors
 /// Those of the validations, [`Error::Unsupported`] for combinations that make no sense (Sinkhorn
-/// without entropy, the network simplex with a regularizer, the dual without one), and
+/// without entropy, the network simplex or the auction with a regularizer, the dual without one), and
 /// [`Error::Infeasible`] where forbidden pairs leave no plan (seen by the network simplex).
 pub fn solve_from(
     problem: &OtProblem,
@@ -88,19 +89,10 @@ pub fn solve_from(
     };
     match (*solver, *reg) {
         (OtSolver::NetworkSimplex, OtReg::None) => {
-            let exact = network_simplex(problem)?;
-            let raw = Raw {
-                value: exact.value,
-                gradient: 0.0,
-                converged: true,
-                iterations: exact.pivots,
-                history: vec![exact.value],
-                alpha: exact.alpha,
-                beta: exact.beta,
-                plan: exact.plan,
-            };
-            Ok(raw.finish(problem, reg))
+            Ok(of_vertex(problem, reg, network_simplex(problem)?))
         }
+        (OtSolver::AuctionExact, OtReg::None) => Ok(of_vertex(problem, reg, auction(problem)?)),
+        (OtSolver::AuctionExact, _) => Err(Error::unsupported("the auction", "with a regularizer")),
         (OtSolver::NetworkSimplex, _) => Err(Error::unsupported(
             "the network simplex",
             "with a regularizer",
@@ -163,6 +155,20 @@ pub fn solve_batch(
         .par_iter()
         .map(|problem| solve(problem, reg, formulation, solver))
         .collect()
+}
+
+fn of_vertex(problem: &OtProblem, reg: &OtReg, exact: Exact) -> OtSolution {
+    let raw = Raw {
+        value: exact.value,
+        gradient: 0.0,
+        converged: true,
+        iterations: exact.pivots,
+        history: vec![exact.value],
+        alpha: exact.alpha,
+        beta: exact.beta,
+        plan: exact.plan,
+    };
+    raw.finish(problem, reg)
 }
 
 fn or_zeros(what: &'static str, given: &[f64], length: usize) -> Result<Vec<f64>> {

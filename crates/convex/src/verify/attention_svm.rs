@@ -2,9 +2,9 @@
 
 use super::{number, prefixes};
 use crate::attention_svm::{
-    attention_gradient, cosine, generalized_svm, optimal_tokens, singular_values, token_scores,
-    AttSvm, AttentionData, GdParameters, GdState, HeadLoss, NormalizedGd, RegularizationPath,
-    Selection, SvmNorm, SvmSolution,
+    cosine, generalized_svm, optimal_tokens, singular_values, token_scores, AttSvm, AttentionData,
+    GdParameters, GdState, HeadLoss, NormalizedGd, RegularizationPath, Selection, SvmNorm,
+    SvmSolution,
 };
 use crate::linalg::from_rows;
 use crate::Result;
@@ -140,8 +140,13 @@ impl Case {
         let size = d * e;
         for (row, tolerance) in [1e-10, 1e-10, 1e-5, 1e-5].into_iter().enumerate() {
             let w = &weights[row * size..(row + 1) * size];
-            let tolerance = self.after_saturation(w, tolerance)?;
-            self.one_row(reference, "gd_W", (row, size), w, tolerance)?;
+            self.one_row(
+                reference,
+                "gd_W",
+                (row, size),
+                w,
+                Tolerance::Mixed(tolerance),
+            )?;
             let loss = &losses[row..=row];
             self.one_row(
                 reference,
@@ -189,23 +194,6 @@ impl Case {
         Ok(reference.compare(&name, &values, tolerance)?)
     }
 
-    /// Once the gradient is below the rounding of its own sums, the direction of a normalized step is
-    /// rounding too: then a thousandth of the weights' norm instead.
-    fn after_saturation(&self, w: &[f64], tolerance: f64) -> Result<Tolerance> {
-        const SATURATED: f64 = 1e-14;
-        let (d, e) = self.data.shape();
-        let tensor = Tensor::from_slice(w, (d, e), &candle_core::Device::Cpu)?;
-        let loss = HeadLoss::Logistic;
-        let (_, g) = attention_gradient(&self.data, loss, &self.v, &self.y, &tensor)?;
-        if from_rows(d, e, &flat(&g)?).norm_l2() > SATURATED {
-            return Ok(Tolerance::Mixed(tolerance));
-        }
-        Ok(Tolerance::Scaled {
-            tol: 1e-3,
-            scale: from_rows(d, e, w).norm_l2(),
-        })
-    }
-
     fn factored(&self, reference: &mut Reference) -> Result<()> {
         if !reference.has(&self.name("kq_K0")) {
             return Ok(());
@@ -221,8 +209,7 @@ impl Case {
             }
         }
         let w = state.w()?;
-        let tolerance = self.after_saturation(&flat(&w)?, 1e-4)?;
-        self.compare(reference, "kq_W_end", &flat(&w)?, tolerance)?;
+        self.compare(reference, "kq_W_end", &flat(&w)?, Tolerance::Mixed(1e-4))?;
         let probabilities = self.data.probabilities(&w)?;
         let selection = Selection::of(&probabilities, self.tokens);
         self.compare(reference, "kq_ids", &ids(&selection), SAME)?;

@@ -3,8 +3,8 @@
 
 use super::{number, prefixes};
 use crate::relu::{
-    adversarial_patterns, AdmmConfig, AdmmRelu, AdversarialConfig, AdversarialRelu,
-    AdversarialSolver, ConvexLoss, ConvexReluModel, Patterns, ScpConfig, ScpRelu, ScpSolver,
+    adversarial_patterns, AdmmConfig, AdmmRelu, AdversarialConfig, AdversarialRelu, ConvexLoss,
+    ConvexReluModel, Patterns, ScpConfig, ScpRelu, ScpSolver,
 };
 use crate::Result;
 use candle_core::{DType, Module, Tensor};
@@ -159,28 +159,20 @@ impl Case {
     }
 
     fn optimum(&self, reference: &mut Reference) -> Result<()> {
-        let model = self.program(ConvexLoss::Squared, 0.0, self.beta, &self.y, &self.patterns)?;
+        let solver = self.solver(ConvexLoss::Squared, 0.0, self.beta)?;
+        let model = solver.fit(&self.x, &self.y, &self.patterns)?;
         let optimum = Tolerance::Mixed(1e-6);
         reference.compare(&self.name("cvx_opt"), &[model.objective], optimum)?;
         self.compare_units(reference, &model, ("cvx_v", "cvx_w"))
     }
 
-    fn program(
-        &self,
-        loss: ConvexLoss,
-        eps: f64,
-        beta: f64,
-        y: &Tensor,
-        patterns: &Patterns,
-    ) -> Result<ConvexReluModel> {
-        let config = AdversarialConfig {
+    fn solver(&self, loss: ConvexLoss, eps: f64, beta: f64) -> Result<AdversarialRelu> {
+        AdversarialRelu::new(AdversarialConfig {
             eps,
             beta,
             loss,
-            perturb_mask: None,
-            solver: AdversarialSolver::InteriorPoint,
-        };
-        AdversarialRelu::new(config)?.fit(&self.x, y, patterns)
+            ..AdversarialConfig::default()
+        })
     }
 
     fn sampled(&self, reference: &mut Reference) -> Result<()> {
@@ -235,26 +227,43 @@ impl Case {
             if !reference.has(&name) {
                 continue;
             }
-            let model = self.program(loss, eps, beta, y, &patterns)?;
+            let solver = self.solver(loss, eps, beta)?;
+            let model = solver.fit(&self.x, y, &patterns)?;
             let tolerance = Tolerance::Mixed(1e-5);
             reference.compare(&name, &[model.objective], tolerance)?;
             // The solver's dual bound.
             let bound = model.objective - model.gap;
             reference.compare(&name, &[bound], tolerance)?;
-            let units = (format!("adv_{tag}_v"), format!("adv_{tag}_w"));
-            self.example(reference, &units.0, model.v.len())?;
-            self.example(reference, &units.1, model.w.len())?;
+            self.as_good(reference, &solver, tag, y, &patterns)?;
         }
         Ok(())
     }
 
-    /// An example of units where others are as good: of the right size.
-    fn example(&self, reference: &mut Reference, part: &str, length: usize) -> Result<()> {
-        let name = self.name(part);
-        let stored = reference.expected(&name)?.values.clone();
-        if stored.len() == length {
-            return Ok(reference.uncovered(&name, "one optimum of many")?);
+    /// Stored units where others are as good: ours may differ, but theirs must have the stored optimum
+    /// by our objective and keep our constraints.
+    fn as_good(
+        &self,
+        reference: &mut Reference,
+        solver: &AdversarialRelu,
+        tag: &str,
+        y: &Tensor,
+        patterns: &Patterns,
+    ) -> Result<()> {
+        let name = |part: &str| self.name(&format!("adv_{tag}_{part}"));
+        let stored = |part: &str| -> Result<Vec<f64>> {
+            Ok(reference.expected(&name(part))?.values.clone())
+        };
+        let (v, w, optimum) = (stored("v")?, stored("w")?, stored("opt")?);
+        let count = patterns.len() * self.x.dims()[1];
+        let fits = v.len() == count && w.len() == count && optimum.len() == 1;
+        let good = fits && {
+            let (value, violation) = solver.evaluate(&self.x, y, patterns, &v, &w)?;
+            (value - optimum[0]).abs() <= 1e-5 * optimum[0].abs().max(1.0) && violation <= 1e-5
+        };
+        for (part, values) in [("v", v), ("w", w)] {
+            let verdict = if good { values } else { vec![] };
+            reference.compare(&name(part), &verdict, Tolerance::Mismatches(0))?;
         }
-        Ok(reference.compare(&name, &vec![0.0; length], Tolerance::Mismatches(0))?)
+        Ok(())
     }
 }

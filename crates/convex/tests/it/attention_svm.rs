@@ -13,6 +13,17 @@ fn reference() {
     assert!(report.uncovered.is_empty());
 }
 
+/// Cases are found by their prefix, in any number.
+#[test]
+fn every_case_of_a_file_is_checked() {
+    let once = FILES
+        .verify("attention-svm", convex::verify::attention_svm)
+        .comparisons;
+    let report = verify_twice("attention-svm", convex::verify::attention_svm);
+    assert_passed(&report, |_| false);
+    assert_eq!(report.comparisons.len(), 2 * once.len());
+}
+
 fn random(seed: u64, n: usize, t: usize, d: usize) -> (Tensor, Tensor) {
     let x = tensor(&normals(seed, n * t * d), (n, t, d));
     let z = tensor(&normals(seed + 1, n * d), (n, d));

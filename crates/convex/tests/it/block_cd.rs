@@ -10,6 +10,15 @@ fn reference() {
     assert!(report.comparisons.len() >= 120);
 }
 
+/// Cases are found by their prefix, in any number.
+#[test]
+fn every_case_of_a_file_is_checked() {
+    let once = FILES.verify("bcd", convex::verify::bcd).comparisons;
+    let report = verify_twice("bcd", convex::verify::bcd);
+    assert_passed(&report, |_| false);
+    assert_eq!(report.comparisons.len(), 2 * once.len());
+}
+
 fn stream() -> RandomStream {
     RandomStream::new(0)
 }
@@ -470,6 +479,23 @@ fn bad_input_is_named() {
         ..Default::default()
     };
     named(solve(bounded, &[-1.0, 0.0]), "feasible");
+    let flat = Columns::from_slice(2, 2, &[1.0, 0.0, 0.0, 0.0]).unwrap();
+    named(
+        LabelPropagation::quadratic(flat.clone(), &[1.0, 2.0]).unwrap_err(),
+        "coordinate 1 it is the line -2 x",
+    );
+    assert!(LabelPropagation::quadratic(flat, &[1.0, 0.0]).is_ok());
+    // Blocks of more coordinates than there are hold all of them.
+    let wide = BlockCdConfig {
+        block_size: 50,
+        ..Default::default()
+    };
+    let mut objective = LeastSquares::new(a(), &[1.0, 2.0]).unwrap();
+    let report = BlockCd::new(wide)
+        .unwrap()
+        .solve(&mut objective, &[0.0; 2], &mut stream())
+        .unwrap();
+    assert_close(&report.x, &[1.0, 2.0], 1e-12);
     // A saddle is no convex problem.
     let saddle = Columns::from_slice(2, 2, &[0.0, 2.0, 2.0, 0.0]).unwrap();
     let mut objective = LabelPropagation::quadratic(saddle, &[1.0, 1.0]).unwrap();

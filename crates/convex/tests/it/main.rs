@@ -5,6 +5,8 @@ extern crate thalweg_convex as convex;
 
 mod attention_svm;
 mod block_cd;
+mod gromov;
 mod relu;
+mod relu_forms;
 mod support;
 mod transport;

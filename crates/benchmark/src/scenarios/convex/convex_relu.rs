@@ -8,7 +8,8 @@ use crate::Result;
 use candle_core::{DType, Device, Module, Tensor};
 use convex::relu::{
     adversarial_patterns, certificate, sample_units, AdmmConfig, AdmmRelu, AdversarialConfig,
-    AdversarialRelu, ConvexLoss, ConvexReluModel, Patterns, ScpConfig, ScpRelu, TwoLayerRelu,
+    AdversarialRelu, ConvexLoss, ConvexReluModel, GrowConfig, Patterns, ScpConfig, ScpRelu,
+    TwoLayerRelu,
 };
 use tensor_core::random::RandomStream;
 
@@ -45,15 +46,17 @@ impl Scenario for ConvexRelu {
             krate: "convex",
             module: "relu",
             tags: &["global optimum", "adversarial", "tabular"],
-            version: 1,
+            version: 2,
             summary: "20 points of sin(3 x) with noise, weight decay 0.05. ADMM over all 40 patterns, over the 5 and 20 that \
-                      random directions meet first, the sampled program over 20 and 320 units; gradient descent with momentum 0.9 and 4000 \
+                      random directions meet first, over 20 that grow from 5 where the optimum wants them, the sampled program over 20 and 320 units; gradient descent with momentum 0.9 and 4000 \
                       steps with 80 and with 8 units (mean of 5 initial weights), three learning rates each. Then \
                       two moons of 24 points: hinge loss under an attack of 0.15 for the plain and the certified program.",
             notes: "Claims are about training, as the paper's; accuracy on other points under attack is reported and \
                     was not better with the certified program. Gradient descent's best rate is taken on each seed. \
-                    What sampled patterns reach depends on the draw: 20 of 40 patterns were within 3 % on four seeds \
-                    of five, 320 sampled units within 1 % on two (1.7 % above in the mean).",
+                    What sampled patterns and units reach depends on the draw: with the programs solved to their \
+                    end, some draws of 20 patterns stay more than 3 % above all of them, and some draws of 320 units \
+                    more than 1 %, so both claims are of most draws and not of every one. Patterns that grow where \
+                    the optimum wants them do not depend on it.",
             data: Data { embedded: "generated", real: None },
             arms: vec![
                 Arm::new("sgd-wide", "gradient descent, 80 units", Role::Baseline).tuned("lr", &rates, "objective"),
@@ -61,6 +64,7 @@ impl Scenario for ConvexRelu {
                 Arm::new("admm", "ADMM, all patterns", Role::Method),
                 Arm::new("admm-5", "ADMM, 5 patterns", Role::Variant),
                 Arm::new("admm-20", "ADMM, 20 patterns", Role::Variant),
+                Arm::new("grown-20", "ADMM, 20 patterns that grow", Role::Variant),
                 Arm::new("sampled-20", "sampled, 20 units", Role::Variant),
                 Arm::new("sampled-320", "sampled, 320 units", Role::Variant),
                 Arm::new("moons-plain", "moons, plain program", Role::Baseline).fixed(&[("eps", 0.0)]),
@@ -90,6 +94,11 @@ impl Scenario for ConvexRelu {
                     "half",
                     "20 patterns are within 3 % of all",
                     objective("admm-20").at_most(objective("admm") * 1.03),
+                ),
+                Claim::every_seed(
+                    "grown",
+                    "20 patterns that grow from 5 are within 1 %",
+                    objective("grown-20").at_most(objective("admm") * 1.01),
                 ),
                 Claim::every_seed(
                     "sampled",
@@ -133,6 +142,7 @@ impl Scenario for ConvexRelu {
         match arm.name {
             "sgd-wide" => descent(&x, &y, 80, 1, setting.get("lr")?, trial),
             "sgd-narrow" => descent(&x, &y, 8, RESTARTS, setting.get("lr")?, trial),
+            "grown-20" => grown(&x, &y, trial),
             _ => admm(&x, &y, count("admm-"), trial),
         }
     }
@@ -180,6 +190,33 @@ fn admm(x: &Tensor, y: &Tensor, some: Option<usize>, trial: &TrialContext) -> Re
         .metric("objective", model.objective)
         .metric("gap", model.gap)
         .metric("steps", near.map_or(STEPS, |t| t + 1) as f64)
+        .curve(curve))
+}
+
+/// From 5 patterns by three rounds of 5.
+fn grown(x: &Tensor, y: &Tensor, trial: &TrialContext) -> Result<TrialOutcome> {
+    const ROUNDS: usize = 3;
+    let mut stream = trial.stream("patterns");
+    let patterns = Patterns::sample(x, 5000, &mut stream)?.first(5);
+    let config = AdmmConfig {
+        beta: BETA,
+        max_iter: STEPS,
+        ..AdmmConfig::default()
+    };
+    let grow = GrowConfig {
+        rounds: ROUNDS,
+        per_round: 5,
+        ..GrowConfig::default()
+    };
+    let found = AdmmRelu::new(config)?.fit_growing(x, y, &patterns, &grow, &mut stream)?;
+    let mut curve = Curve::new("objective", "patterns");
+    for (patterns, objective) in &found.history {
+        curve.push(*patterns as f64, *objective);
+    }
+    trial.step(ROUNDS, ROUNDS)?;
+    Ok(TrialOutcome::default()
+        .metric("objective", found.model.objective)
+        .metric("gap", found.model.gap)
         .curve(curve))
 }
 
@@ -302,10 +339,14 @@ fn sampled(x: &Tensor, y: &Tensor, count: usize, trial: &TrialContext) -> Result
     let config = ScpConfig {
         beta: BETA,
         tol: 1e-6,
+        // Many of the units nearly agree, which is what slows the solver down.
+        max_iter: 100_000,
         ..ScpConfig::default()
     };
     let model = ScpRelu::new(config)?.fit_units(x, y, &units)?;
-    Ok(TrialOutcome::default().metric("objective", model.objective))
+    Ok(TrialOutcome::default()
+        .metric("objective", model.objective)
+        .metric("gap", model.gap))
 }
 
 /// Points `[n, 3]` with a one appended, and labels.
