@@ -5,7 +5,7 @@
 //! | [`attention_svm`] | what an attention head separates, and its maximum-margin weights |
 //! | [`block_cd`] | wide sparse models and graph quadratics, a few coordinates a step |
 //! | [`relu`] | two-layer ReLU networks at their global optimum, and with certified margins |
-//! | [`transport`] | optimal transport with sparse plans, a differentiable loss, a mixture-of-experts router |
+//! | [`transport`] | optimal transport with sparse plans, Gromov-Wasserstein, differentiable losses, a mixture-of-experts router |
 //!
 //! Solvers are plain functions and structs; they say in their reports how far from optimal and
 //! feasible the answer is. Data come as candle tensors of any floating-point dtype on any device and

@@ -2,8 +2,9 @@
 
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
+use faer::linalg::matmul::matmul;
 use faer::linalg::solvers::Solve;
-use faer::{Mat, MatRef, Side};
+use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
 
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     // Four sums, so that additions need not wait for each other.
@@ -64,6 +65,21 @@ pub(crate) fn values(what: &'static str, x: &Tensor) -> Result<Vec<f64>> {
 /// A matrix from row-major values.
 pub(crate) fn from_rows(rows: usize, columns: usize, values: &[f64]) -> Mat<f64> {
     Mat::from_fn(rows, columns, |i, j| values[i * columns + j])
+}
+
+/// `out = lhs rhs`, by columns on all threads; pieces do not depend on their number.
+pub(crate) fn product(out: MatMut<'_, f64>, lhs: MatRef<'_, f64>, rhs: MatRef<'_, f64>) {
+    const COLUMNS: usize = 64;
+    const WORK: usize = 1 << 20;
+    let columns = out.ncols();
+    if columns <= COLUMNS || columns * lhs.nrows() * lhs.ncols() < WORK {
+        matmul(out, Accum::Replace, lhs, rhs, 1.0, Par::Seq);
+        return;
+    }
+    let half = columns / 2;
+    let (left, right) = out.split_at_col_mut(half);
+    let (a, b) = rhs.split_at_col(half);
+    rayon::join(|| product(left, lhs, a), || product(right, lhs, b));
 }
 
 /// The largest eigenvalue of a symmetric matrix, and never less than it is.

@@ -6,12 +6,11 @@ use crate::block_cd::{
     BlockCd, BlockCdConfig, Columns, LeastSquares, Penalty, Select, SmoothObjective, Update,
 };
 use crate::error::check;
-use crate::linalg::{dot, norm};
+use crate::linalg::{dot, norm, product};
 use crate::{Error, RandomStream, Result};
 use candle_core::Tensor;
-use faer::linalg::matmul::matmul;
 use faer::linalg::solvers::{Llt, Solve};
-use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
+use faer::{Mat, Side};
 
 /// How the quadratic problem of each step is solved.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -199,21 +198,6 @@ pub struct AdmmRun {
     scores: Mat<f64>,
     residuals: [f64; 4],
     iterations: usize,
-}
-
-/// `out = lhs rhs`, by columns on all threads; pieces do not depend on their number.
-fn product(out: MatMut<'_, f64>, lhs: MatRef<'_, f64>, rhs: MatRef<'_, f64>) {
-    const COLUMNS: usize = 64;
-    const WORK: usize = 1 << 20;
-    let columns = out.ncols();
-    if columns <= COLUMNS || columns * lhs.nrows() * lhs.ncols() < WORK {
-        matmul(out, Accum::Replace, lhs, rhs, 1.0, Par::Seq);
-        return;
-    }
-    let half = columns / 2;
-    let (left, right) = out.split_at_col_mut(half);
-    let (a, b) = rhs.split_at_col(half);
-    rayon::join(|| product(left, lhs, a), || product(right, lhs, b));
 }
 
 fn factorize(matrix: &Mat<f64>, what: &'static str, rho: f64) -> Result<Llt<f64>> {

@@ -17,9 +17,9 @@ pub(super) struct Exact {
 const NONE: u32 = u32::MAX;
 
 /// A spanning tree over rows, columns and a root; what hangs on the arc between a node and its parent
-/// is stored with the node.
-struct Tree<'a> {
-    problem: &'a OtProblem,
+/// is stored with the node. It outlives a change of the costs: its flows stay feasible, and the next
+/// optimum is mostly near.
+pub(super) struct Basis {
     m: usize,
     n: usize,
     parent: Vec<u32>,
@@ -39,47 +39,21 @@ struct Tree<'a> {
 }
 
 pub(super) fn network_simplex(problem: &OtProblem) -> Result<Exact> {
-    let (m, n) = (problem.a().len(), problem.b().len());
-    if m.saturating_mul(n) >= NONE as usize {
-        let size = format!("with {m} x {n} pairs");
-        return Err(Error::unsupported("the network simplex", size));
-    }
-    let finite = problem.cost.iter().filter(|c| c.is_finite());
-    let scale = finite.fold(0.0f64, |s, c| s.max(c.abs()));
-    let tolerance = 1e-12 * scale.max(f64::MIN_POSITIVE);
-    let mut tree = Tree::new(problem, (scale + 1.0) * (m + n) as f64);
-    let mut pivots = tree.first_pivots(tolerance);
-    let limit = 1000 * (m + n) + 100_000;
-    let block = ((m * n) as f64).sqrt().ceil() as usize;
-    let mut position = 0;
-    // Potentials are sums of differences; from the tree they are exact, so the end is tried twice.
-    for refreshed in [false, true] {
-        while let Some((arc, reduced)) = tree.entering(&mut position, block.max(16), tolerance) {
-            tree.pivot(arc, reduced);
-            pivots += 1;
-            if pivots > limit {
-                return Err(Error::NotConverged {
-                    solver: "the network simplex",
-                    iterations: pivots,
-                    residual: -reduced,
-                    tolerance,
-                });
-            }
-        }
-        if !refreshed {
-            tree.refresh();
-        }
-    }
-    tree.finish(pivots)
+    let mut basis = Basis::new(problem)?;
+    let pivots = basis.optimize(problem)?;
+    basis.read(problem, pivots)
 }
 
-impl<'a> Tree<'a> {
+impl Basis {
     /// All nodes on the root, by artificial arcs.
-    fn new(problem: &'a OtProblem, artificial: f64) -> Self {
+    pub(super) fn new(problem: &OtProblem) -> Result<Self> {
         let (m, n) = (problem.a().len(), problem.b().len());
+        if m.saturating_mul(n) >= NONE as usize {
+            let size = format!("with {m} x {n} pairs");
+            return Err(Error::unsupported("the network simplex", size));
+        }
         let (nodes, root) = (m + n + 1, m + n);
         let mut tree = Self {
-            problem,
             m,
             n,
             parent: vec![NONE; nodes],
@@ -92,7 +66,7 @@ impl<'a> Tree<'a> {
             next: vec![NONE; nodes],
             previous: vec![NONE; nodes],
             stack: vec![],
-            artificial,
+            artificial: 0.0,
         };
         for node in 0..root {
             let row = node < m;
@@ -104,14 +78,48 @@ impl<'a> Tree<'a> {
             };
             // A basis stays strongly feasible when arcs without flow lead to the root.
             tree.up[node] = row || tree.flow[node] == 0.0;
-            tree.potential[node] = if tree.up[node] {
-                -artificial
-            } else {
-                artificial
-            };
             tree.depth[node] = 1;
         }
-        tree
+        Ok(tree)
+    }
+
+    /// Pivots until no pair is too cheap for the problem's costs; its weights must be those that the
+    /// basis was made for. Gives the number of pivots.
+    pub(super) fn optimize(&mut self, problem: &OtProblem) -> Result<usize> {
+        let (m, n) = (self.m, self.n);
+        let finite = problem.cost.iter().filter(|c| c.is_finite());
+        let scale = finite.fold(0.0f64, |s, c| s.max(c.abs()));
+        let tolerance = 1e-12 * scale.max(f64::MIN_POSITIVE);
+        let cold = self.artificial == 0.0;
+        self.artificial = (scale + 1.0) * (m + n) as f64;
+        self.refresh(problem);
+        let mut pivots = 0;
+        if cold {
+            pivots = self.first_pivots(problem, tolerance);
+        }
+        let limit = 1000 * (m + n) + 100_000;
+        let block = (((m * n) as f64).sqrt().ceil() as usize).max(16);
+        let mut position = 0;
+        // Potentials are sums of differences; from the tree they are exact, so the end is tried twice.
+        for refreshed in [false, true] {
+            while let Some((arc, reduced)) = self.entering(problem, &mut position, block, tolerance)
+            {
+                self.pivot(arc, reduced);
+                pivots += 1;
+                if pivots > limit {
+                    return Err(Error::NotConverged {
+                        solver: "the network simplex",
+                        iterations: pivots,
+                        residual: -reduced,
+                        tolerance,
+                    });
+                }
+            }
+            if !refreshed {
+                self.refresh(problem);
+            }
+        }
+        Ok(pivots)
     }
 
     fn attach(&mut self, node: u32, parent: u32) {
@@ -141,21 +149,21 @@ impl<'a> Tree<'a> {
         (arc % self.m, self.m + arc / self.m)
     }
 
-    fn reduced(&self, arc: usize) -> f64 {
+    fn reduced(&self, problem: &OtProblem, arc: usize) -> f64 {
         let (i, j) = self.ends(arc);
-        self.problem.cost[arc] + self.potential[i] - self.potential[j]
+        problem.cost[arc] + self.potential[i] - self.potential[j]
     }
 
     /// Starts with the cheapest row of each column.
-    fn first_pivots(&mut self, tolerance: f64) -> usize {
+    fn first_pivots(&mut self, problem: &OtProblem, tolerance: f64) -> usize {
         let mut pivots = 0;
         for j in 0..self.n {
-            let column = self.problem.column(j);
+            let column = problem.column(j);
             let cheapest = (0..self.m).min_by(|&p, &q| column[p].total_cmp(&column[q]));
             let Some(arc) = cheapest.map(|i| j * self.m + i) else {
                 continue;
             };
-            let reduced = self.reduced(arc);
+            let reduced = self.reduced(problem, arc);
             if reduced < -tolerance {
                 self.pivot(arc, reduced);
                 pivots += 1;
@@ -165,7 +173,13 @@ impl<'a> Tree<'a> {
     }
 
     /// The pair with the most negative reduced cost of the first block that has one.
-    fn entering(&self, position: &mut usize, block: usize, tolerance: f64) -> Option<(usize, f64)> {
+    fn entering(
+        &self,
+        problem: &OtProblem,
+        position: &mut usize,
+        block: usize,
+        tolerance: f64,
+    ) -> Option<(usize, f64)> {
         let arcs = self.m * self.n;
         let (mut best, mut found, mut left) = (-tolerance, NONE as usize, block);
         let mut arc = *position;
@@ -175,7 +189,7 @@ impl<'a> Tree<'a> {
             let (i, j) = (arc % self.m, arc / self.m);
             let run = (self.m - i).min(left).min(arcs - seen);
             let target = self.potential[self.m + j];
-            let costs = &self.problem.cost[arc..arc + run];
+            let costs = &problem.cost[arc..arc + run];
             for (offset, (c, p)) in costs.iter().zip(&self.potential[i..i + run]).enumerate() {
                 let reduced = c + p - target;
                 if reduced < best {
@@ -277,7 +291,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Potentials from the tree.
-    fn refresh(&mut self) {
+    fn refresh(&mut self, problem: &OtProblem) {
         let root = self.m + self.n;
         let mut stack = vec![root as u32];
         while let Some(node) = stack.pop() {
@@ -287,7 +301,7 @@ impl<'a> Tree<'a> {
                 let cost = if self.arc[c] == NONE {
                     self.artificial
                 } else {
-                    self.problem.cost[self.arc[c] as usize]
+                    problem.cost[self.arc[c] as usize]
                 };
                 let above = self.potential[node as usize];
                 self.potential[c] = if self.up[c] {
@@ -301,7 +315,8 @@ impl<'a> Tree<'a> {
         }
     }
 
-    fn finish(self, pivots: usize) -> Result<Exact> {
+    /// The plan and the potentials of the basis.
+    pub(super) fn read(&self, problem: &OtProblem, pivots: usize) -> Result<Exact> {
         let (m, n) = (self.m, self.n);
         let mut columns = vec![vec![]; n];
         let mut unplaced = 0.0;
@@ -309,12 +324,12 @@ impl<'a> Tree<'a> {
             match self.arc[node] {
                 NONE => unplaced += self.flow[node],
                 arc => {
-                    let (i, j) = (arc as usize % m, arc as usize / m);
-                    columns[j].push((i as u32, self.flow[node]));
+                    let (i, j) = self.ends(arc as usize);
+                    columns[j - m].push((i as u32, self.flow[node]));
                 }
             }
         }
-        if unplaced > 1e-9 * self.problem.mass() {
+        if unplaced > 1e-9 * problem.mass() {
             return Err(Error::Infeasible {
                 problem: "optimal transport",
                 certificate: format!(
@@ -330,7 +345,7 @@ impl<'a> Tree<'a> {
         let dot = crate::linalg::dot;
         Ok(Exact {
             plan,
-            value: dot(&alpha, self.problem.a()) + dot(&beta, self.problem.b()),
+            value: dot(&alpha, problem.a()) + dot(&beta, problem.b()),
             alpha,
             beta,
             pivots,

@@ -23,6 +23,9 @@
 //! plan is optimal where the `k` largest entries of each column are unique at the optimum, and else
 //! one supergradient, whose [`OtSolution::marginal_error`] says by how much it misses `a`.
 //!
+//! Sets that are known only by their own structure, such as two graphs, are matched by
+//! [`gromov_wasserstein`]: see [`GwProblem`].
+//!
 //! | symbol | field |
 //! | --- | --- |
 //! | `a`, `b`, `C` | [`OtProblem`] |
@@ -45,6 +48,7 @@
 //! ```
 
 mod exact;
+mod gromov;
 mod loss;
 mod objective;
 mod plan;
@@ -53,6 +57,10 @@ mod router;
 mod sinkhorn;
 mod solver;
 
+pub use gromov::{
+    entropic_gromov_wasserstein, gromov_wasserstein, proximal_transport, EntropicGwConfig,
+    GroundLoss, GwConfig, GwGradients, GwLoss, GwProblem, GwSolution, ProximalConfig,
+};
 pub use loss::OtLoss;
 pub use objective::{dual, semi_dual, DualValue, SemiDualValue};
 pub use plan::{restrict_to_support, SparsePlan};
@@ -116,15 +124,8 @@ impl OtProblem {
     /// [`Error::Infeasible`] where a row or column with mass has no finite cost.
     pub fn from_slices(a: &[f64], b: &[f64], cost: &[f64]) -> Result<Self> {
         let (m, n) = (a.len(), b.len());
-        check::at_least("length of OtProblem::a", m, 1)?;
-        check::at_least("length of OtProblem::b", n, 1)?;
+        let b = balanced(["OtProblem::a", "OtProblem::b"], a, b)?;
         check::length("OtProblem::cost", cost.len(), m * n)?;
-        for (what, weights) in [("OtProblem::a", a), ("OtProblem::b", b)] {
-            check::finite(what, weights)?;
-            if let Some(bad) = weights.iter().find(|w| **w < 0.0) {
-                return Err(Error::config(what, bad, "weights of at least 0"));
-            }
-        }
         if let Some(position) = cost
             .iter()
             .position(|c| c.is_nan() || *c == f64::NEG_INFINITY)
@@ -135,26 +136,9 @@ impl OtProblem {
                 value: cost[position],
             });
         }
-        let (rows, columns): (f64, f64) = (a.iter().sum(), b.iter().sum());
-        if rows <= 0.0 {
-            return Err(Error::config(
-                "sum of OtProblem::a",
-                rows,
-                "a positive mass",
-            ));
-        }
-        if (rows - columns).abs() > MASS_TOLERANCE * rows.max(columns) {
-            return Err(Error::UnequalMass { rows, columns });
-        }
-        // A rounding of f64 itself is left alone, so that no bit of `b` changes without need.
-        let scale = if (rows - columns).abs() > 1e-12 * rows {
-            rows / columns
-        } else {
-            1.0
-        };
         let problem = Self {
             a: a.to_vec(),
-            b: b.iter().map(|w| w * scale).collect(),
+            b,
             cost: (0..m * n).map(|p| cost[(p % m) * n + p / m]).collect(),
         };
         problem.check_reachable()?;
@@ -203,6 +187,33 @@ impl OtProblem {
     pub fn mass(&self) -> f64 {
         self.a.iter().sum()
     }
+}
+
+/// Checks weights and gives the second ones with the sum of the first.
+fn balanced(names: [&'static str; 2], a: &[f64], b: &[f64]) -> Result<Vec<f64>> {
+    for (what, weights) in names.into_iter().zip([a, b]) {
+        if weights.is_empty() {
+            return Err(Error::shape(what, &[0], "at least one weight"));
+        }
+        check::finite(what, weights)?;
+        if let Some(bad) = weights.iter().find(|w| **w < 0.0) {
+            return Err(Error::config(what, bad, "weights of at least 0"));
+        }
+    }
+    let (rows, columns): (f64, f64) = (a.iter().sum(), b.iter().sum());
+    if rows <= 0.0 {
+        return Err(Error::config(names[0], rows, "a positive mass"));
+    }
+    if (rows - columns).abs() > MASS_TOLERANCE * rows.max(columns) {
+        return Err(Error::UnequalMass { rows, columns });
+    }
+    // A rounding of f64 itself is left alone, so that no bit of `b` changes without need.
+    let scale = if (rows - columns).abs() > 1e-12 * rows {
+        rows / columns
+    } else {
+        1.0
+    };
+    Ok(b.iter().map(|w| w * scale).collect())
 }
 
 /// The regularizer `Omega` of a column of the plan.

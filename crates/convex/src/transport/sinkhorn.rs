@@ -13,6 +13,15 @@ pub(super) struct Scaling {
     pub max_iter: usize,
 }
 
+/// What the logarithmic iteration looks at to stop.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Rest {
+    /// The violation of the rows' marginals over the mass.
+    Marginals,
+    /// The sum of the absolute changes of all potentials.
+    Potentials,
+}
+
 /// Potentials, and how the iteration ended.
 pub(super) struct Scaled {
     pub alpha: Vec<f64>,
@@ -27,7 +36,7 @@ const WIDTH: usize = 64;
 
 pub(super) fn sinkhorn(problem: &OtProblem, how: Scaling, beta: &[f64]) -> Result<Scaled> {
     if how.log_domain {
-        in_logarithms(problem, &how, beta)
+        in_logarithms(problem, &how, beta, Rest::Marginals)
     } else {
         by_scaling(problem, &how, beta)
     }
@@ -104,7 +113,13 @@ fn divide(a: &[f64], rows: &[f64], u: &mut [f64]) {
     }
 }
 
-fn in_logarithms(problem: &OtProblem, how: &Scaling, beta: &[f64]) -> Result<Scaled> {
+/// Sweeps of both potentials until `rest` is at most the tolerance.
+pub(super) fn in_logarithms(
+    problem: &OtProblem,
+    how: &Scaling,
+    beta: &[f64],
+    rest: Rest,
+) -> Result<Scaled> {
     let (a, b) = (problem.a(), problem.b());
     let (m, gamma) = (a.len(), how.gamma);
     let (mut alpha, mut beta) = (vec![f64::NEG_INFINITY; m], beta.to_vec());
@@ -112,28 +127,39 @@ fn in_logarithms(problem: &OtProblem, how: &Scaling, beta: &[f64]) -> Result<Sca
     let mut rows = row_logarithms(problem, &beta, gamma);
     while iterations < how.max_iter && error > how.tol {
         iterations += 1;
+        let mut change = 0.0;
         for i in (0..m).filter(|&i| a[i] > 0.0) {
+            // A first potential counts from that of a plan of `exp(-C / gamma)`.
+            let before = if iterations == 1 { gamma } else { alpha[i] };
             alpha[i] = gamma * (a[i].ln() + 1.0 - rows[i]);
+            change += (alpha[i] - before).abs();
         }
-        beta.par_iter_mut().enumerate().for_each(|(j, beta)| {
-            let column = problem.column(j);
-            let terms = || alpha.iter().zip(column).map(|(a, c)| (a - c) / gamma);
-            let max = terms().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = terms().map(|x| (x - max).exp()).sum();
-            *beta = if b[j] > 0.0 {
-                gamma * (b[j].ln() + 1.0 - max - sum.ln())
-            } else {
-                f64::NEG_INFINITY
-            };
-        });
+        let next: Vec<f64> = (0..b.len())
+            .into_par_iter()
+            .map(|j| {
+                let column = problem.column(j);
+                let terms = || alpha.iter().zip(column).map(|(a, c)| (a - c) / gamma);
+                let max = terms().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = terms().map(|x| (x - max).exp()).sum();
+                if b[j] > 0.0 {
+                    gamma * (b[j].ln() + 1.0 - max - sum.ln())
+                } else {
+                    f64::NEG_INFINITY
+                }
+            })
+            .collect();
+        let pairs = next.iter().zip(&beta).filter(|(x, _)| x.is_finite());
+        change += pairs.map(|(x, y)| (x - y).abs()).sum::<f64>();
+        beta = next;
         rows = row_logarithms(problem, &beta, gamma);
-        let sum = |i: usize| (alpha[i] / gamma - 1.0 + rows[i]).exp();
-        let gap = |i: &usize| a[*i] > 0.0;
-        error = (0..m)
-            .filter(gap)
-            .map(|i| (sum(i) - a[i]).abs())
-            .sum::<f64>()
-            / problem.mass();
+        error = match rest {
+            Rest::Potentials => change,
+            Rest::Marginals => {
+                let sum = |i: usize| (alpha[i] / gamma - 1.0 + rows[i]).exp();
+                let missed = (0..m).filter(|&i| a[i] > 0.0);
+                missed.map(|i| (sum(i) - a[i]).abs()).sum::<f64>() / problem.mass()
+            }
+        };
     }
     if !error.is_finite() {
         return Err(Error::numerical(

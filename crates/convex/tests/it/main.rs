@@ -5,6 +5,7 @@ extern crate thalweg_convex as convex;
 
 mod attention_svm;
 mod block_cd;
+mod gromov;
 mod relu;
 mod support;
 mod transport;

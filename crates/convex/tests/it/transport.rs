@@ -344,7 +344,10 @@ fn bad_input_is_named() {
         assert!(error.contains(word), "{error}");
     };
     let half = [0.5, 0.5];
-    named(OtProblem::from_slices(&[], &half, &[]), "length");
+    named(
+        OtProblem::from_slices(&[], &half, &[]),
+        "at least one weight",
+    );
     named(OtProblem::from_slices(&half, &half, &[1.0; 3]), "cost");
     named(OtProblem::from_slices(&half, &[0.5, 0.6], &[1.0; 4]), "1.1");
     named(
