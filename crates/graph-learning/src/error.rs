@@ -22,6 +22,21 @@ pub enum Error {
     #[error(transparent)]
     Nn(#[from] nn::Error),
 
+    /// An operation of `thalweg-optim` failed.
+    #[error(transparent)]
+    Optim(#[from] optim::Error),
+
+    /// An operation of `thalweg-convex` failed.
+    #[error(transparent)]
+    Convex(#[from] convex::Error),
+
+    /// Whoever watched the training asked it to stop.
+    #[error("stopped by the observer at {at}")]
+    Stopped {
+        /// Where.
+        at: String,
+    },
+
     /// A field of a configuration has a value that makes no sense.
     #[error("{field} = {value}: expected {expected}")]
     InvalidConfig {
@@ -222,6 +237,8 @@ impl From<Error> for candle_core::Error {
             Error::Candle(inner) => inner,
             Error::Core(inner) => inner.into(),
             Error::Nn(inner) => inner.into(),
+            Error::Optim(inner) => inner.into(),
+            Error::Convex(inner) => inner.into(),
             other => candle_core::Error::wrap(other),
         }
     }

@@ -2,4 +2,7 @@
 
 pub(super) mod cgs;
 mod citation;
+pub(super) mod forward_gnn;
+mod pictures;
 pub(super) mod pot;
+pub(super) mod w2pgnn;
