@@ -14,6 +14,7 @@
 //! | [`metrics`] | ROC area, average precision, mutual information, Rand index; k-means |
 //! | [`generate`] | the karate club, random and regular graphs |
 //! | [`cgs`] | convergent graph solvers: layers whose output is a fixed point |
+//! | [`ssl`] | self-supervised methods: BGRL, CCA-SSG, Barlow Twins, GRACE, GraphECL, DGI, masked autoencoders |
 //! | [`graphon`] | the limit of a collection of graphs: estimators, barycenters, sampling |
 //! | [`feasibility`] | when to pre-train: distance from what a collection can generate |
 //! | [`topology`] | degrees, closeness, transitivity of a graph |
@@ -39,6 +40,7 @@ pub mod readout;
 pub mod sample;
 pub mod sparse;
 pub mod split;
+pub mod ssl;
 pub mod topology;
 #[cfg(feature = "verify")]
 pub mod verify;

@@ -46,6 +46,8 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         #[cfg(feature = "graph-learning")]
         Box::new(graph_learning::w2pgnn::W2pGnn),
         #[cfg(feature = "graph-learning")]
+        Box::new(graph_learning::graphfm::GraphFm),
+        #[cfg(feature = "graph-learning")]
         Box::new(graph_learning::cgs::Cgs),
         #[cfg(feature = "graph-learning")]
         Box::new(graph_learning::pot::PotScenario),

@@ -38,7 +38,6 @@ struct Links<O> {
 }
 
 impl<O: Optimizer> Links<O> {
-    #[allow(clippy::too_many_arguments)]
     fn new(
         loss: LinkLoss,
         config: ForwardGnnConfig,

@@ -4,12 +4,14 @@
 mod cgs;
 mod forward_gnn;
 mod graph_core;
+mod graphfm;
 mod pot;
 mod w2pgnn;
 
 pub use cgs::cgs;
 pub use forward_gnn::forward_gnn;
 pub use graph_core::graph_core;
+pub use graphfm::graphfm;
 pub use pot::pot;
 pub use w2pgnn::w2pgnn;
 

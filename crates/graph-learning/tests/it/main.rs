@@ -13,5 +13,7 @@ mod graphon;
 mod io;
 mod metrics;
 mod sample;
+mod scale;
 mod sparse;
+mod ssl;
 mod support;

@@ -1,4 +1,4 @@
-//! Matrices as SVG.
+//! Matrices and clouds of points as SVG.
 
 use crate::scenario::{Picture, PictureFormat};
 use std::fmt::Write;
@@ -43,6 +43,35 @@ pub(super) fn heat_maps(caption: &str, columns: usize, maps: &[HeatMap]) -> Pict
                 "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{side:.1}\" height=\"{side:.1}\" fill=\"rgb({shade},{shade},255)\"/>"
             );
         }
+    }
+    close(svg, caption)
+}
+
+/// The color of a class.
+const COLORS: [&str; 10] = [
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#882255",
+    "#44aa99", "#332288",
+];
+
+/// Points in the plane in the colors of their classes, in a frame around all of them.
+pub(super) fn scatter(caption: &str, points: &[[f64; 2]], classes: &[u32]) -> Picture {
+    const FRAME: f64 = 360.0;
+    let axis = |k: usize| {
+        let of = points.iter().map(|p| p[k]);
+        let low = of.clone().fold(f64::INFINITY, f64::min);
+        let high = of.fold(f64::NEG_INFINITY, f64::max);
+        (low, (high - low).max(1e-12))
+    };
+    let (x, y) = (axis(0), axis(1));
+    let mut svg = open(FRAME, FRAME);
+    for (point, class) in points.iter().zip(classes) {
+        let left = 6.0 + (FRAME - 12.0) * (point[0] - x.0) / x.1;
+        let top = FRAME - 6.0 - (FRAME - 12.0) * (point[1] - y.0) / y.1;
+        let color = COLORS[*class as usize % COLORS.len()];
+        let _ = write!(
+            svg,
+            "<circle cx=\"{left:.1}\" cy=\"{top:.1}\" r=\"2.2\" fill=\"{color}\" fill-opacity=\"0.7\"/>"
+        );
     }
     close(svg, caption)
 }

@@ -78,8 +78,8 @@ impl Scenario for W2pGnn {
         ));
         claims.push(Claim::every_seed(
             "domains",
-            "of three domains, two or more find their own other half nearest",
-            metric("halves", "own_first").at_least(2.0),
+            "two thirds of the domains, or more, find their own other half nearest",
+            metric("halves", "own_first").at_least(2.0 / 3.0),
         ));
         Definition {
             slug: "w2pgnn",
@@ -99,9 +99,9 @@ impl Scenario for W2pGnn {
                       that of the best mixture of the domains' graphons: fitted (40 steps, entropy 0.01), equal, or one of \
                       them; 14 cells, 30 for singular values. Beside the estimators: the distance between means of seven \
                       graph statistics, standardized, to the nearest domain.",
-            notes: "The arm `halves` takes half of each of three domains as its basis and asks which basis is nearest to \
-                    each other half: the generated domains, or with real data neighborhoods in Cora and CiteSeer and the \
-                    molecules of MUTAG. The total variation weight of the published code keeps little but the density.",
+            notes: "The arm `halves` takes half of each domain as its basis and asks which basis is nearest to each other \
+                    half: the generated domains, or with real data neighborhoods in Cora and CiteSeer and the graphs of \
+                    MUTAG and PROTEINS. The total variation weight of the published code keeps little but the density.",
             data: Data { embedded: "graphons", real: Some("graphs") },
             arms: vec![
                 Arm::new("statistics", "graph statistics", Role::Baseline),
@@ -116,7 +116,7 @@ impl Scenario for W2pGnn {
                 distance("in", "distance, mixture of two", Better::Neither),
                 distance("sbm", "distance, two blocks", Better::Neither),
                 distance("dense", "distance, nearly complete", Better::Neither),
-                distance("own_first", "domains that find their own half", Better::Higher),
+                distance("own_first", "share of domains that find their own half", Better::Higher),
             ],
             claims,
             full: None,
@@ -305,8 +305,11 @@ fn domain_halves(trial: &TrialContext) -> Result<Halves> {
         let large = egos.graphs().iter().filter(|g| g.num_nodes() >= 10);
         found.push(halves(name, large.cloned().collect())?);
     }
-    let mutag = tu_dataset(root.join("mutag"), "MUTAG")?;
-    found.push(halves("mutag", mutag.graphs)?);
+    for (folder, name) in [("mutag", "MUTAG"), ("proteins", "PROTEINS")] {
+        let mut graphs = tu_dataset(root.join(folder), name)?.graphs;
+        graphs.retain(|g| (10..=100).contains(&g.num_nodes()));
+        found.push(halves(folder, graphs)?);
+    }
     Ok(found)
 }
 
@@ -346,6 +349,6 @@ fn halves(trial: &TrialContext, estimator: &GraphonEstimator) -> Result<TrialOut
     }
     let caption = "The other half of each domain, with its distance from the basis of each domain.";
     Ok(TrialOutcome::default()
-        .metric("own_first", own_first)
+        .metric("own_first", own_first / domains.len().max(1) as f64)
         .picture(heat_maps(caption, maps.len(), &maps)))
 }
