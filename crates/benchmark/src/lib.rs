@@ -16,6 +16,7 @@
 //! | [`peers`] | the same operations in other packages |
 //! | [`methods`] | the table of methods in the documentation |
 //! | [`training_page`] | the page of whole training steps beside other packages |
+//! | `graph_ssl` | the protocol that compares self-supervised methods on graphs |
 //! | [`cli`] | the command line of `thalweg-bench` |
 //!
 //! Adding an experiment is one file under `src/scenarios` and one line in its `all` function.
@@ -24,6 +25,8 @@ pub mod cli;
 pub mod compare;
 mod error;
 pub mod export;
+#[cfg(feature = "graph-learning")]
+pub mod graph_ssl;
 pub mod machine;
 pub mod methods;
 pub mod peers;

@@ -54,6 +54,15 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
             vec![|r| Ok(graph_learning::verify::graph_core(r)?)],
         ),
         #[cfg(feature = "graph-learning")]
+        (
+            "forward-gnn",
+            vec![|r| Ok(graph_learning::verify::forward_gnn(r)?)],
+        ),
+        #[cfg(feature = "graph-learning")]
+        ("w2pgnn", vec![|r| Ok(graph_learning::verify::w2pgnn(r)?)]),
+        #[cfg(feature = "graph-learning")]
+        ("graphfm", vec![|r| Ok(graph_learning::verify::graphfm(r)?)]),
+        #[cfg(feature = "graph-learning")]
         ("cgs", vec![|r| Ok(graph_learning::verify::cgs(r)?)]),
         #[cfg(feature = "graph-learning")]
         ("pot", vec![|r| Ok(graph_learning::verify::pot(r)?)]),

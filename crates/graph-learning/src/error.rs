@@ -22,6 +22,21 @@ pub enum Error {
     #[error(transparent)]
     Nn(#[from] nn::Error),
 
+    /// An operation of `thalweg-optim` failed.
+    #[error(transparent)]
+    Optim(Box<optim::Error>),
+
+    /// An operation of `thalweg-convex` failed.
+    #[error(transparent)]
+    Convex(Box<convex::Error>),
+
+    /// Whoever watched the training asked it to stop.
+    #[error("stopped by the observer at {at}")]
+    Stopped {
+        /// Where.
+        at: String,
+    },
+
     /// A field of a configuration has a value that makes no sense.
     #[error("{field} = {value}: expected {expected}")]
     InvalidConfig {
@@ -215,6 +230,18 @@ impl Error {
     }
 }
 
+impl From<convex::Error> for Error {
+    fn from(error: convex::Error) -> Self {
+        Self::Convex(Box::new(error))
+    }
+}
+
+impl From<optim::Error> for Error {
+    fn from(error: optim::Error) -> Self {
+        Self::Optim(Box::new(error))
+    }
+}
+
 /// candle's traits (`Module`, `CustomOp1`) return candle's error: ours travels inside.
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
@@ -222,6 +249,8 @@ impl From<Error> for candle_core::Error {
             Error::Candle(inner) => inner,
             Error::Core(inner) => inner.into(),
             Error::Nn(inner) => inner.into(),
+            Error::Optim(inner) => (*inner).into(),
+            Error::Convex(inner) => (*inner).into(),
             other => candle_core::Error::wrap(other),
         }
     }

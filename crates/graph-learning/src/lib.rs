@@ -11,8 +11,14 @@
 //! | [`sample`] | neighborhoods layer by layer, clusters, GraphSAINT, random walks, non-edges |
 //! | [`split`] | training, validation and test parts of nodes, graphs and links |
 //! | [`io`] | Planetoid, npz, TUDataset, OGB, edge lists, NetworkX's JSON, safetensors |
+//! | [`metrics`] | ROC area, average precision, mutual information, Rand index; k-means |
 //! | [`generate`] | the karate club, random and regular graphs |
 //! | [`cgs`] | convergent graph solvers: layers whose output is a fixed point |
+//! | [`ssl`] | self-supervised methods: BGRL, CCA-SSG, Barlow Twins, GRACE, GraphECL, DGI, masked autoencoders |
+//! | [`graphon`] | the limit of a collection of graphs: estimators, barycenters, sampling |
+//! | [`feasibility`] | when to pre-train: distance from what a collection can generate |
+//! | [`topology`] | degrees, closeness, transitivity of a graph |
+//! | [`forward`] | layers trained one at a time, with no gradient between them |
 //! | [`contrastive`] | GRACE, GCA's views, ProGCL, COSTA; a linear probe |
 //! | [`contrastive::pot`] | node compactness: a bound on how well a node is trained, and its loss |
 //!
@@ -23,18 +29,27 @@ pub mod cgs;
 pub mod contrastive;
 pub mod conv;
 mod error;
+pub mod feasibility;
+pub mod forward;
 pub mod generate;
 pub mod graph;
+pub mod graphon;
 pub mod io;
+pub mod metrics;
 pub mod readout;
 pub mod sample;
 pub mod sparse;
 pub mod split;
+pub mod ssl;
+pub mod topology;
 #[cfg(feature = "verify")]
 pub mod verify;
 
 pub use error::{Error, Result};
 pub use graph::{Graph, GraphBatch};
+/// Variables whose initial values depend on a seed and their names, from `thalweg-nn`: what models
+/// with an optimizer for each layer are built from.
+pub use nn::init::SeededVars;
 /// The seeded stream that random choices are drawn from, from `thalweg-tensor-core`.
 pub use tensor_core::random::RandomStream;
 

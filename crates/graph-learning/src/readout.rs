@@ -4,6 +4,8 @@ use crate::graph::GraphBatch;
 use crate::sparse::{segment_softmax, spmm, Reduce};
 use crate::{Error, Result};
 use candle_core::Tensor;
+use candle_nn::rnn::{Direction, LSTMConfig, LSTM, RNN};
+use candle_nn::{Init, VarBuilder};
 
 /// The nodes `[n, ..]` of each graph reduced to one row: `[graphs, ..]`. A graph without nodes gets
 /// zeros.
@@ -73,5 +75,99 @@ impl JumpingKnowledge {
                 rest.iter().try_fold(first.clone(), larger)
             }
         }
+    }
+}
+
+/// Jumping knowledge by attention over the layers (Xu et al., ICML 2018): a bidirectional LSTM reads a
+/// node's outputs from the first layer to the last, and a softmax over its states weighs them.
+///
+/// Parameters as in PyTorch Geometric: `lstm.weight_ih_l0`, .., `lstm.bias_hh_l0_reverse`,
+/// `att.weight`, `att.bias`.
+#[derive(Debug, Clone)]
+pub struct LstmJumpingKnowledge {
+    forth: LSTM,
+    back: LSTM,
+    attention: (Tensor, Tensor),
+    channels: usize,
+    layers: usize,
+}
+
+impl LstmJumpingKnowledge {
+    /// For `layers` layers of `channels` channels; the LSTM has `layers channels / 2` in each
+    /// direction.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for none of either, those of the builder.
+    pub fn new(channels: usize, layers: usize, vb: VarBuilder) -> Result<Self> {
+        let hidden = layers * channels / 2;
+        if hidden == 0 {
+            let value = format!("{layers} of {channels} channels");
+            return Err(Error::argument("layers", value, "two numbers at least"));
+        }
+        let uniform = |n: usize| {
+            let bound = 1.0 / (n as f64).sqrt();
+            Init::Uniform {
+                lo: -bound,
+                up: bound,
+            }
+        };
+        let lstm = |direction| {
+            let config = LSTMConfig {
+                w_ih_init: uniform(hidden),
+                w_hh_init: uniform(hidden),
+                b_ih_init: Some(uniform(hidden)),
+                b_hh_init: Some(uniform(hidden)),
+                layer_idx: 0,
+                direction,
+            };
+            LSTM::new(channels, hidden, config, vb.pp("lstm"))
+        };
+        let att = vb.pp("att");
+        Ok(Self {
+            forth: lstm(Direction::Forward)?,
+            back: lstm(Direction::Backward)?,
+            attention: (
+                att.get_with_hints((1, 2 * hidden), "weight", uniform(2 * hidden))?,
+                att.get_with_hints(1, "bias", uniform(2 * hidden))?,
+            ),
+            channels,
+            layers,
+        })
+    }
+
+    /// The weighted mean `[n, channels]` of the layers' outputs, `[n, channels]` each.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for another number of layers, [`Error::Shape`].
+    pub fn forward(&self, outputs: &[Tensor]) -> Result<Tensor> {
+        if outputs.len() != self.layers {
+            return Err(Error::argument("layers", outputs.len(), self.layers));
+        }
+        let n = outputs[0].dims()[0];
+        if let Some(bad) = outputs.iter().find(|h| h.dims() != [n, self.channels]) {
+            let expected = format!("[{n}, {}]", self.channels);
+            return Err(Error::shape("layer output", bad.dims(), expected));
+        }
+        let states =
+            |lstm: &LSTM, order: &mut dyn Iterator<Item = &Tensor>| -> Result<Vec<Tensor>> {
+                let mut state = lstm.zero_state(n)?;
+                let mut all = Vec::with_capacity(self.layers);
+                for h in order {
+                    state = lstm.step(h, &state)?;
+                    all.push(state.h().clone());
+                }
+                Ok(all)
+            };
+        let forth = states(&self.forth, &mut outputs.iter())?;
+        let mut back = states(&self.back, &mut outputs.iter().rev())?;
+        back.reverse();
+        let (w, b) = &self.attention;
+        let mut scores = Vec::with_capacity(self.layers);
+        for pair in forth.iter().zip(&back) {
+            let state = Tensor::cat(&[pair.0, pair.1], 1)?;
+            scores.push(state.matmul(&w.t()?)?.broadcast_add(b)?);
+        }
+        let weights = nn::softmax::softmax(&Tensor::cat(&scores, 1)?, 1)?.unsqueeze(2)?;
+        Ok(Tensor::stack(outputs, 1)?.broadcast_mul(&weights)?.sum(1)?)
     }
 }

@@ -13,6 +13,7 @@
 //! | [`embedding`], [`dropout`], [`condition`] | tables of vectors, seeded dropout, levels for denoisers |
 //! | [`softmax`] | softmax and log-softmax with a gradient |
 //! | [`loss`] | cross entropy over class indices or soft labels |
+//! | [`goodness`] | losses of layers that are trained apart: goodness, the logistic loss |
 //! | [`stablemax`] | StableMax and its cross entropy, which rounding does not silence |
 //! | [`init`] | Glorot, He, LeCun, orthogonal, truncated normal; variables seeded by name |
 #![cfg_attr(
@@ -37,6 +38,7 @@ pub mod conv;
 pub mod dropout;
 pub mod embedding;
 mod error;
+pub mod goodness;
 pub mod init;
 mod kernel;
 pub mod linear;

@@ -12,6 +12,7 @@
 //! | [`discovery`] | search for update rules: typed programs, evolution, a compiler to an optimizer |
 //! | [`diagnostics`] | ranks of untrained architectures by gradient signs; the examples that make a loss oscillate |
 //! | [`adamw`], [`sgd`] | the baselines, in the same single pass over memory |
+//! | [`local`] | one layer, one loss, one optimizer: no gradient between layers |
 //! | [`transform`] | clip, spike clip, project, accumulate, decay, guard: chained in front of an optimizer |
 //! | [`schedule`] | learning rates (or any scalar) as pure functions of the step |
 //!
@@ -70,6 +71,7 @@ pub mod gradients;
 mod host;
 pub mod large_batch;
 pub mod lion;
+pub mod local;
 pub mod param_group;
 pub mod perp_grad;
 pub mod schedule;

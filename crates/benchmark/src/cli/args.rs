@@ -41,6 +41,9 @@ pub enum Command {
     Perf(PerfArgs),
     /// Measure the same operations in other packages and in ours, in turn.
     Peers(PeersArgs),
+    /// Compare self-supervised methods on graphs: methods, regimes, stop rules, three tasks.
+    #[cfg(feature = "graph-learning")]
+    Graphfm(super::graphfm::GraphFmArgs),
 }
 
 /// Where results are.

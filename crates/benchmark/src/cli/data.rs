@@ -5,7 +5,7 @@ use super::commands::new_table;
 use super::SUCCESS;
 use crate::runner::PROGRESS;
 use anyhow::Result;
-use datasets::download::{catalog, fetch, find, Progress};
+use datasets::download::{catalog, fetch, find, CatalogEntry, Content, Progress, RemoteFile};
 use datasets::DataDir;
 use std::io::Write;
 use std::path::Path;
@@ -24,10 +24,20 @@ pub(super) fn data(args: &DataArgs, out: &mut dyn Write) -> Result<u8> {
 
 fn list(root: &Path, out: &mut dyn Write) -> Result<()> {
     // A folder that is not there yet holds nothing.
-    let present = |folder: &str| DataDir::new(root).is_ok_and(|dir| dir.check(folder).is_ok());
+    let known = |folder: &str| DataDir::new(root).is_ok_and(|dir| dir.check(folder).is_ok());
+    // What another crate reads (graphs) is there when all of its single files are.
+    let whole = |entry: &CatalogEntry| {
+        let folder = root.join(entry.folder);
+        let plain = |f: &RemoteFile| f.content == Content::Plain && folder.join(f.name).is_file();
+        entry.files.iter().all(plain)
+    };
     let mut table = new_table(&["name", "what it is", "terms", "folder", "there"]);
     for entry in catalog() {
-        let there = if present(entry.folder) { "yes" } else { "no" };
+        let there = if known(entry.folder) || whole(entry) {
+            "yes"
+        } else {
+            "no"
+        };
         let folder = root.join(entry.folder).display().to_string();
         table.add_row([entry.name, entry.title, entry.terms, folder.as_str(), there]);
     }

@@ -1,4 +1,4 @@
-# Products along edges, and fixed points on graphs.
+# Products along edges, epochs of networks, sampling, and fixed points on graphs.
 
 
 def edges_of(spec):
@@ -60,5 +60,90 @@ def bmm_loop(spec):
         for _ in range(iterations + 1):
             y = gamma * torch.bmm(back, y) + grad
         return gamma * (y[:, src, 0] * h[:, dst, 0]), y
+
+    return run
+
+
+def pyg_model(spec, kind):
+    from torch_geometric.nn import GATConv, GCNConv, SAGEConv
+
+    torch.manual_seed(0)
+    _, src, dst = edges_of(spec)
+    n, inputs, hidden, classes = (spec[k] for k in ("nodes", "inputs", "hidden", "classes"))
+    if kind == "gat":
+        layers = [GATConv(inputs, hidden // 8, heads=8), GATConv(hidden, classes)]
+    else:
+        conv = {"gcn": lambda a, b: GCNConv(a, b, cached=True), "sage": SAGEConv}[kind]
+        layers = [conv(inputs, hidden), conv(hidden, classes)]
+    model = torch.nn.ModuleList(layers)
+    adam = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=5e-4, fused=True)
+    edges = torch.stack([src, dst])
+    x = torch.randn(n, inputs)
+    y = torch.randint(classes, (n,))
+
+    def run():
+        adam.zero_grad(set_to_none=True)
+        h = model[0](x, edges).relu()
+        torch.nn.functional.cross_entropy(model[1](h, edges), y).backward()
+        adam.step()
+
+    return run
+
+
+@operation("PyTorch Geometric GCN")
+def pyg_gcn(spec):
+    return pyg_model(spec, "gcn")
+
+
+@operation("PyTorch Geometric SAGE")
+def pyg_sage(spec):
+    return pyg_model(spec, "sage")
+
+
+@operation("PyTorch Geometric GAT")
+def pyg_gat(spec):
+    return pyg_model(spec, "gat")
+
+
+@operation("NumPy neighbor sampling")
+def numpy_sampling(spec):
+    import numpy as np
+
+    _, src, dst = edges_of(spec)
+    src, dst = src.numpy(), dst.numpy()
+    order = np.argsort(dst, kind="stable")
+    sources = src[order]
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(dst, minlength=spec["nodes"]))])
+    rng = np.random.default_rng(0)
+    seeds, fanouts = spec["seeds"], spec["fanouts"]
+
+    def run():
+        known = rng.choice(spec["nodes"], seeds, replace=False)
+        for fanout in fanouts:
+            counts = indptr[known + 1] - indptr[known]
+            total = counts.sum()
+            row = np.repeat(np.arange(len(known)), counts)
+            first = np.repeat(np.cumsum(counts) - counts, counts)
+            at = np.repeat(indptr[known], counts) + np.arange(total) - first
+            # The smallest of random keys in each row: a draw without replacement.
+            ranked = np.lexsort((rng.random(total), row))
+            keep = ranked[np.arange(total) - first < fanout]
+            drawn = sources[at[keep]]
+            known = np.concatenate([known, np.setdiff1d(drawn, known)])
+        return len(known)
+
+    return run
+
+
+@operation("POT gromov_wasserstein2")
+def pot_gromov(spec):
+    import numpy as np
+    import ot
+
+    n = spec["nodes"]
+    a, b = (np.array(spec[name]).reshape(n, n) for name in ("a", "b"))
+
+    def run():
+        ot.gromov.gromov_wasserstein2(a, b, loss_fun="square_loss")
 
     return run

@@ -1,11 +1,19 @@
-//! Products along edges, and fixed points on graphs.
+//! Products along edges, epochs of networks, sampling, and fixed points on graphs.
 
 use super::{Case, Peer, Session};
 use anyhow::Result;
-use candle_core::{DType, Device, Var};
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::{Optimizer, VarBuilder};
+use convex::transport::{gromov_wasserstein, GroundLoss, GwConfig, GwProblem};
 use graph_learning::cgs::{fixed_point, Contraction, FixedPoint, Orientation, Solver, StopRule};
-use graph_learning::generate::uniform_edges;
+use graph_learning::conv::{GatConfig, GatConv, GcnConfig, GcnConv, SageConfig, SageConv};
+use graph_learning::generate::{erdos_renyi, uniform_edges};
+use graph_learning::sample::NeighborSampler;
 use graph_learning::sparse::{spmm, Reduce};
+use graph_learning::Graph;
+use nn::init::SeededVars;
+use nn::loss::{cross_entropy, Reduction};
+use optim::{AdamW, AdamWConfig, ParamGroup};
 use serde_json::json;
 use tensor_core::random::RandomStream;
 
@@ -19,10 +27,167 @@ pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
             }
         }
     }
+    if session.wants(GROUP, "graph-core") {
+        for size in [CORA, MILLION] {
+            for kind in [Kind::Gcn, Kind::Sage, Kind::Gat] {
+                epoch(session, size, kind)?;
+            }
+        }
+        sampling(session)?;
+    }
     if session.wants(GROUP, "cgs") {
         solve(session)?;
     }
+    if session.wants(GROUP, "w2pgnn") {
+        for nodes in [50, 200] {
+            gromov(session, nodes)?;
+        }
+    }
     Ok(())
+}
+
+/// A graph and a network on it.
+#[derive(Clone, Copy)]
+struct Size {
+    nodes: usize,
+    edges: usize,
+    inputs: usize,
+    hidden: usize,
+    classes: usize,
+}
+
+/// Cora's proportions, with dense features.
+const CORA: Size = Size {
+    nodes: 2708,
+    edges: 10_556,
+    inputs: 1433,
+    hidden: 64,
+    classes: 7,
+};
+
+const MILLION: Size = Size {
+    nodes: 100_000,
+    edges: 1_000_000,
+    inputs: 64,
+    hidden: 64,
+    classes: 16,
+};
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Gcn,
+    Sage,
+    Gat,
+}
+
+/// Two layers of one kind.
+enum Layers {
+    Gcn([GcnConv; 2]),
+    Sage([SageConv; 2]),
+    Gat([GatConv; 2]),
+}
+
+impl Layers {
+    fn new(kind: Kind, size: Size, vb: VarBuilder) -> Result<Self> {
+        let (first, last) = (vb.pp(0), vb.pp(1));
+        let (inputs, hidden, classes) = (size.inputs, size.hidden, size.classes);
+        Ok(match kind {
+            Kind::Gcn => {
+                let config = GcnConfig::default();
+                Self::Gcn([
+                    GcnConv::new(inputs, hidden, config, first)?,
+                    GcnConv::new(hidden, classes, config, last)?,
+                ])
+            }
+            Kind::Sage => {
+                let config = SageConfig::default();
+                Self::Sage([
+                    SageConv::new(inputs, hidden, config, first)?,
+                    SageConv::new(hidden, classes, config, last)?,
+                ])
+            }
+            Kind::Gat => {
+                let config = GatConfig {
+                    heads: 8,
+                    ..GatConfig::default()
+                };
+                let one = GatConfig::default();
+                Self::Gat([
+                    GatConv::new(inputs, hidden / 8, config, first)?,
+                    GatConv::new(hidden, classes, one, last)?,
+                ])
+            }
+        })
+    }
+
+    fn logits(&self, graph: &Graph, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Gcn([a, b]) => b.forward(graph, &a.forward(graph, x)?.relu()?)?,
+            Self::Sage([a, b]) => b.forward(graph, &a.forward(graph, x)?.relu()?)?,
+            Self::Gat([a, b]) => b.forward(graph, &a.forward(graph, x)?.relu()?)?,
+        })
+    }
+}
+
+/// One epoch on the whole graph: forward, backward and a step of Adam.
+fn epoch(session: &mut Session<'_>, size: Size, kind: Kind) -> Result<()> {
+    let mut stream = RandomStream::new(0).split("peers");
+    let graph = uniform_edges(size.nodes, size.edges, &mut stream)?;
+    let device = &Device::Cpu;
+    let x = stream.normal(0.0, 1.0, (size.nodes, size.inputs), DType::F32, device)?;
+    let y: Vec<u32> = (0..size.nodes).map(|v| (v % size.classes) as u32).collect();
+    let y = Tensor::from_vec(y, size.nodes, device)?;
+    let vars = SeededVars::new(&stream);
+    let layers = Layers::new(kind, size, vars.builder(DType::F32, device))?;
+    let config = AdamWConfig {
+        weight_decay: 5e-4,
+        ..AdamWConfig::adam(0.01)
+    };
+    let group = ParamGroup::named(vars.trainable(), config);
+    let mut adam = AdamW::with_groups(vec![group])?;
+    let (ours, peer) = match kind {
+        Kind::Gcn => ("GcnConv", "PyTorch Geometric GCN"),
+        Kind::Sage => ("SageConv", "PyTorch Geometric SAGE"),
+        Kind::Gat => ("GatConv", "PyTorch Geometric GAT"),
+    };
+    let (nodes, edges) = (size.nodes, size.edges);
+    session.measure(Case {
+        slug: "graph-core",
+        operation: format!("training epoch, two layers, {nodes} nodes, {edges} edges"),
+        ours,
+        call: Box::new(move || {
+            let loss = cross_entropy(&layers.logits(&graph, &x)?, &y, Reduction::Mean)?;
+            adam.step(&loss.backward()?)?;
+            Ok(())
+        }),
+        peer: Peer::Python(
+            peer,
+            json!({ "nodes": nodes, "edges": edges, "inputs": size.inputs, "hidden": size.hidden, "classes": size.classes }),
+        ),
+    })
+}
+
+/// A batch of 1024 seeds with 15, 10 and 5 neighbors.
+fn sampling(session: &mut Session<'_>) -> Result<()> {
+    let (nodes, edges, seeds, fanouts) = (100_000, 1_000_000, 1024, [15, 10, 5]);
+    let mut stream = RandomStream::new(0).split("peers");
+    let graph = uniform_edges(nodes, edges, &mut stream)?;
+    let mut sampler = NeighborSampler::new(&graph, &fanouts.map(Some))?;
+    session.measure(Case {
+        slug: "graph-core",
+        operation: format!("sampling {seeds} seeds with 15, 10, 5 neighbors, {edges} edges"),
+        ours: "NeighborSampler",
+        call: Box::new(move || {
+            let mut order = stream.permutation(nodes)?;
+            order.truncate(seeds);
+            std::hint::black_box(sampler.sample(&order, &mut stream)?.n_id.len());
+            Ok(())
+        }),
+        peer: Peer::Python(
+            "NumPy neighbor sampling",
+            json!({ "nodes": nodes, "edges": edges, "seeds": seeds, "fanouts": fanouts }),
+        ),
+    })
 }
 
 /// `y = A x` with constant weights, and `x`'s gradient of `sum(y)`.
@@ -87,5 +252,31 @@ fn solve(session: &mut Session<'_>) -> Result<()> {
             Ok(())
         }),
         peer: Peer::Python("torch.bmm loop", spec),
+    })
+}
+
+/// The distance of two random graphs of the given size, by conditional gradients from the product plan.
+fn gromov(session: &mut Session<'_>, nodes: usize) -> Result<()> {
+    let mut stream = RandomStream::new(0).split("peers");
+    let mut dense = |n: usize, p: f64| -> Result<(Tensor, Vec<f64>)> {
+        let matrix = erdos_renyi(n, p, &mut stream)?.to_dense(None)?;
+        let values = matrix.flatten_all()?.to_vec1()?;
+        Ok((matrix, values))
+    };
+    let ((a, a_values), (b, b_values)) = (dense(nodes, 0.3)?, dense(nodes, 0.5)?);
+    let problem = GwProblem::uniform(&a, &b, GroundLoss::Square)?;
+    session.measure(Case {
+        slug: "w2pgnn",
+        operation: format!("Gromov-Wasserstein distance of graphs of {nodes} nodes"),
+        ours: "gromov_wasserstein",
+        call: Box::new(move || {
+            let found = gromov_wasserstein(&problem, &GwConfig::default(), None)?;
+            std::hint::black_box(found.value);
+            Ok(())
+        }),
+        peer: Peer::Python(
+            "POT gromov_wasserstein2",
+            json!({ "nodes": nodes, "a": a_values, "b": b_values }),
+        ),
     })
 }

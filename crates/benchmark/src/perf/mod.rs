@@ -6,6 +6,8 @@
 mod ceiling;
 #[cfg(feature = "convex")]
 mod convex;
+#[cfg(feature = "graph-learning")]
+mod graph_learning;
 mod nn;
 mod optim;
 mod timing;
@@ -160,6 +162,8 @@ fn measure(plan: &Plan<'_>, threads: usize) -> Result<Vec<Row>> {
     nn::kernels(&mut session)?;
     #[cfg(feature = "convex")]
     convex::kernels(&mut session)?;
+    #[cfg(feature = "graph-learning")]
+    graph_learning::kernels(&mut session)?;
     let known = |name: &&String| !session.groups.iter().any(|group| group == name);
     if let Some(unknown) = plan.only.iter().find(known) {
         bail!(

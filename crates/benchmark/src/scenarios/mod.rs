@@ -42,6 +42,12 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         #[cfg(feature = "nn")]
         Box::new(nn::power_norm::PowerNorm),
         #[cfg(feature = "graph-learning")]
+        Box::new(graph_learning::forward_gnn::ForwardGnn),
+        #[cfg(feature = "graph-learning")]
+        Box::new(graph_learning::w2pgnn::W2pGnn),
+        #[cfg(feature = "graph-learning")]
+        Box::new(graph_learning::graphfm::GraphFm),
+        #[cfg(feature = "graph-learning")]
         Box::new(graph_learning::cgs::Cgs),
         #[cfg(feature = "graph-learning")]
         Box::new(graph_learning::pot::PotScenario),

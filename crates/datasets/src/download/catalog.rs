@@ -40,6 +40,8 @@ pub enum Content {
         /// Decompressed size.
         bytes: u64,
     },
+    /// A file that is kept as it is. The SHA-256 is that of its bytes.
+    Plain,
     /// An archive that is unpacked and removed. The SHA-256 is that of the archive.
     TarGz {
         /// The files to take out: path in the archive and size. They are stored without their
@@ -55,7 +57,7 @@ impl RemoteFile {
             sha256: self.sha256,
             of: match self.content {
                 Content::Gzip { bytes } => Hashed::Decompressed { bytes },
-                Content::TarGz { .. } => Hashed::File,
+                Content::Plain | Content::TarGz { .. } => Hashed::File,
             },
         }
     }
@@ -78,7 +80,7 @@ pub fn find(name: &str) -> Result<&'static CatalogEntry> {
     })
 }
 
-const CATALOG: [CatalogEntry; 3] = [
+const CATALOG: [CatalogEntry; 7] = [
     CatalogEntry {
         name: "mnist",
         folder: "mnist",
@@ -160,5 +162,245 @@ const CATALOG: [CatalogEntry; 3] = [
                 ],
             },
         }],
+    },
+    CatalogEntry {
+        name: "cora",
+        folder: "graphs/cora",
+        title: "the Cora citation graph, Planetoid's files: 2,708 papers, 7 classes",
+        terms: "files of Z. Yang's Planetoid, MIT; the corpus carries no license",
+        files: &[
+            RemoteFile {
+                name: "ind.cora.x",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.cora.x",
+                ],
+                sha256: "23cfa55d91c6f624233f5eb7b6e3f141f1bd2b2ae39608a63cf5d084bb27baab",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.cora.tx",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.cora.tx",
+                ],
+                sha256: "b9afbaa4a400df991f6f02ef677e1e44da55ffc04801fd02f9e673987829226a",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.cora.allx",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.cora.allx",
+                ],
+                sha256: "9419ba2f26f5c35243db64aba110e0f35a04851609e0dc5433450676ca6b8543",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.cora.y",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.cora.y",
+                ],
+                sha256: "94465c14eb53e04ca262198dcbb2521ee8af60fb3f3d546cd6ca24a511b0e7d1",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.cora.ty",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.cora.ty",
+                ],
+                sha256: "41f5ac76596a1699cc33f53084a2419e92961c42bb75f36fc38e616d348532ad",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.cora.ally",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.cora.ally",
+                ],
+                sha256: "2b998f5cc7fedc86e7f97ca2498f47a1ffc1462c29e2d578b23bf3f62b6e7d71",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.cora.graph",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.cora.graph",
+                ],
+                sha256: "58f13302f39dde8852dad6fe6d15b89b077b6d7f837626bce671ef80344b383d",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.cora.test.index",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.cora.test.index",
+                ],
+                sha256: "297ce89af2b51a6a194181c7dbe1796c6a1cf9cd9349a88383b1b1e227867875",
+                content: Content::Plain,
+            },
+        ],
+    },
+    CatalogEntry {
+        name: "citeseer",
+        folder: "graphs/citeseer",
+        title: "the CiteSeer citation graph, Planetoid's files: 3,327 papers, 6 classes",
+        terms: "files of Z. Yang's Planetoid, MIT; the corpus carries no license",
+        files: &[
+            RemoteFile {
+                name: "ind.citeseer.x",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.citeseer.x",
+                ],
+                sha256: "d20de19150741e555de0ed037195630fc194114ebc7fd72ced62810148aa22f6",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.citeseer.tx",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.citeseer.tx",
+                ],
+                sha256: "539a8906a2da97628d212f2fdd668c109a8b3f0d36574b59e5d3fd5b5303da21",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.citeseer.allx",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.citeseer.allx",
+                ],
+                sha256: "2ac30345d95c9ec933a817ee0bdd6a5f077f8c184a20e696910192d534414668",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.citeseer.y",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.citeseer.y",
+                ],
+                sha256: "8ba87e515d8e3ee3cf52f6d2c5b86aa73f11ecad825a808455209ec26cd54924",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.citeseer.ty",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.citeseer.ty",
+                ],
+                sha256: "55e5bd1ba1e733a04598753ad1a8d57957f4b8f89e74519f41f4f4938767e4ce",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.citeseer.ally",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.citeseer.ally",
+                ],
+                sha256: "f704b2d986dde6c2669934de1f3ae5696a6cf9455c0f6b2646a2d135ea0a1c95",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.citeseer.graph",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.citeseer.graph",
+                ],
+                sha256: "d79a4ef9d3e7169aee8946145f6b7306e35bc79bffad26346cfb94e10e9912a7",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "ind.citeseer.test.index",
+                urls: &[
+                    "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/ind.citeseer.test.index",
+                ],
+                sha256: "2af990671580b6b2df5d158d1038f8292e30c9cd821b5453f399659b25b723d4",
+                content: Content::Plain,
+            },
+        ],
+    },
+    CatalogEntry {
+        name: "mutag",
+        folder: "graphs/mutag",
+        title: "188 molecules, 2 classes, TUDataset's files",
+        terms: "redistributed by TUDataset for research",
+        files: &[
+            RemoteFile {
+                name: "MUTAG_A.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/XuelinHu/Matrix-ResGNN-GraphClassificatio/d932440ad7f393a1c5a8fc53592222c2ee9309e1/data/TUDataset/MUTAG/raw/MUTAG_A.txt",
+                ],
+                sha256: "d9656ca7493f3445d737c711710bb36fd432dddd1c0ea32e1d4713c86ebd28e2",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "MUTAG_graph_indicator.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/XuelinHu/Matrix-ResGNN-GraphClassificatio/d932440ad7f393a1c5a8fc53592222c2ee9309e1/data/TUDataset/MUTAG/raw/MUTAG_graph_indicator.txt",
+                ],
+                sha256: "7d520a4d6c7961c0cdeabe076d8fe27e795b6d373485c9a2b744987e560a2056",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "MUTAG_graph_labels.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/XuelinHu/Matrix-ResGNN-GraphClassificatio/d932440ad7f393a1c5a8fc53592222c2ee9309e1/data/TUDataset/MUTAG/raw/MUTAG_graph_labels.txt",
+                ],
+                sha256: "a1518ea39ba3426bd42f57396b9c4baffe68e9adc718caeeab0119c6591a5f2c",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "MUTAG_node_labels.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/XuelinHu/Matrix-ResGNN-GraphClassificatio/d932440ad7f393a1c5a8fc53592222c2ee9309e1/data/TUDataset/MUTAG/raw/MUTAG_node_labels.txt",
+                ],
+                sha256: "678f429965490e84dd27713017538c995fc05d1621beac910848b600015ee863",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "MUTAG_edge_labels.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/XuelinHu/Matrix-ResGNN-GraphClassificatio/d932440ad7f393a1c5a8fc53592222c2ee9309e1/data/TUDataset/MUTAG/raw/MUTAG_edge_labels.txt",
+                ],
+                sha256: "4669ce755075ff86c3240709345745886400908fa637a49310459b9c267b3e56",
+                content: Content::Plain,
+            },
+        ],
+    },
+    CatalogEntry {
+        name: "proteins",
+        folder: "graphs/proteins",
+        title: "1,113 proteins, 2 classes, TUDataset's files",
+        terms: "redistributed by TUDataset for research",
+        files: &[
+            RemoteFile {
+                name: "PROTEINS_A.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/XuelinHu/Matrix-ResGNN-GraphClassificatio/d932440ad7f393a1c5a8fc53592222c2ee9309e1/data/TUDataset/PROTEINS/raw/PROTEINS_A.txt",
+                ],
+                sha256: "4c4b33e272fc95cac6d27ed6d5d12b9a852c8610e91fff59f8f0dbdd5a20df67",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "PROTEINS_graph_indicator.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/XuelinHu/Matrix-ResGNN-GraphClassificatio/d932440ad7f393a1c5a8fc53592222c2ee9309e1/data/TUDataset/PROTEINS/raw/PROTEINS_graph_indicator.txt",
+                ],
+                sha256: "8d4ff1e852a5c28561e9bffb44cf9490bc552b13a3b6156dd12dc7f44e9afc4a",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "PROTEINS_graph_labels.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/XuelinHu/Matrix-ResGNN-GraphClassificatio/d932440ad7f393a1c5a8fc53592222c2ee9309e1/data/TUDataset/PROTEINS/raw/PROTEINS_graph_labels.txt",
+                ],
+                sha256: "c0ef9810c440775252872318d0c8adc385588e14bc4c47a2c34aa96ee3c7cdcd",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "PROTEINS_node_labels.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/XuelinHu/Matrix-ResGNN-GraphClassificatio/d932440ad7f393a1c5a8fc53592222c2ee9309e1/data/TUDataset/PROTEINS/raw/PROTEINS_node_labels.txt",
+                ],
+                sha256: "f758e8ad3d6e3c026b50833d75f6f90735b94eb3345e4243707f495ca8afea8d",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "PROTEINS_node_attributes.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/XuelinHu/Matrix-ResGNN-GraphClassificatio/d932440ad7f393a1c5a8fc53592222c2ee9309e1/data/TUDataset/PROTEINS/raw/PROTEINS_node_attributes.txt",
+                ],
+                sha256: "54eef829abb37e458a5fbf3a3c581e48e5810e220463c2cd951856b9ceb08f07",
+                content: Content::Plain,
+            },
+        ],
     },
 ];

@@ -64,7 +64,9 @@ pub fn fetch(
         };
         let checksum = remote.checksum();
         match remote.content {
-            Content::Gzip { .. } => download(remote.urls, &target, checksum, &mut report)?,
+            Content::Gzip { .. } | Content::Plain => {
+                download(remote.urls, &target, checksum, &mut report)?;
+            }
             Content::TarGz { members } if unpack::complete(&folder, members) => {
                 tracing::debug!(file = remote.name, "already unpacked");
             }

@@ -24,6 +24,6 @@ pub use objective::{ContrastiveObjective, Costa, Grace, GraceConfig};
 pub use probe::{f1_macro, linear_probe, ProbeConfig, ProbeReport};
 pub use progcl::{BetaMixture, Hardness, ProGcl, ProGclConfig};
 pub use views::{
-    drop_edges, drop_edges_weighted, drop_features, drop_features_weighted, edge_weights,
-    feature_weights, Centrality,
+    drop_edges, drop_edges_weighted, drop_features, drop_features_weighted, drop_rates,
+    edge_weights, feature_weights, Centrality,
 };

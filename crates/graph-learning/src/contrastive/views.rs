@@ -47,7 +47,7 @@ pub fn drop_edges_weighted(
             graph.num_edges(),
         ));
     }
-    let rates = rates(weights, p, threshold)?;
+    let rates = drop_rates(weights, p, threshold)?;
     keep_edges(graph, false, rng, |e| rates[e])
 }
 
@@ -73,8 +73,12 @@ fn keep_edges(
     Ok((graph.select_edges(&kept)?, kept))
 }
 
-/// `min(p w / mean w, threshold)` of each weight.
-fn rates(weights: &[f64], p: f64, threshold: f64) -> Result<Vec<f64>> {
+/// `min(p w / mean w, threshold)` of each weight: the probabilities with which
+/// [`drop_edges_weighted`] drops.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for negative or infinite weights, or rates outside `[0, 1]`.
+pub fn drop_rates(weights: &[f64], p: f64, threshold: f64) -> Result<Vec<f64>> {
     probability("drop rate", p)?;
     probability("threshold", threshold)?;
     if let Some(bad) = weights.iter().find(|w| !(w.is_finite() && **w >= 0.0)) {
@@ -110,7 +114,7 @@ pub fn drop_features_weighted(
     if weights.len() != d {
         return Err(Error::shape("feature weights", &[weights.len()], d));
     }
-    let rates = rates(weights, p, threshold)?;
+    let rates = drop_rates(weights, p, threshold)?;
     mask_columns(x, rng, |f| rates[f])
 }
 

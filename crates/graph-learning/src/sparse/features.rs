@@ -144,6 +144,69 @@ impl SparseFeatures {
         })
     }
 
+    /// Rows divided by their Euclidean norm plus `eps`; empty rows stay empty.
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn normalize_l2(&self, eps: f64) -> Result<Self> {
+        let mut squares = vec![0.0; self.rows()];
+        for (v, row) in self.values.iter().zip(self.entries.dst()) {
+            squares[*row as usize] += v * v;
+        }
+        let divided = |(v, row): (&f64, &u32)| v / (squares[*row as usize].sqrt() + eps);
+        let rows = self.entries.dst();
+        let values: Vec<f64> = self.values.iter().zip(rows).map(divided).collect();
+        Ok(Self {
+            tensor: weights(&values, self.dtype)?,
+            values,
+            ..self.clone()
+        })
+    }
+
+    /// With the columns of a constant matrix `[rows, k]` behind its own.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::NonFinite`].
+    pub fn append_columns(&self, columns: &Tensor) -> Result<Self> {
+        let right = Self::from_dense(columns)?;
+        if right.rows() != self.rows() {
+            let expected = format!("[{}, k]", self.rows());
+            return Err(Error::shape("columns", columns.dims(), expected));
+        }
+        let (rows, cols) = (self.rows(), self.cols() + right.cols());
+        self.join(&right, (rows, cols), (0, self.cols() as u32))
+    }
+
+    /// With the rows of a constant matrix `[k, cols]` below its own.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::NonFinite`].
+    pub fn append_rows(&self, rows: &Tensor) -> Result<Self> {
+        let below = Self::from_dense(rows)?;
+        if below.cols() != self.cols() {
+            let expected = format!("[k, {}]", self.cols());
+            return Err(Error::shape("rows", rows.dims(), expected));
+        }
+        let (count, cols) = (self.rows() + below.rows(), self.cols());
+        self.join(&below, (count, cols), (self.rows() as u32, 0))
+    }
+
+    /// The entries of both in a matrix of this size, the other's moved down and right.
+    fn join(&self, other: &Self, size: (usize, usize), by: (u32, u32)) -> Result<Self> {
+        let moved = |list: &[u32], by: u32| list.iter().map(|i| i + by).collect::<Vec<_>>();
+        let (mut columns, mut rows) = (self.entries.src().to_vec(), self.entries.dst().to_vec());
+        columns.extend(moved(other.entries.src(), by.1));
+        rows.extend(moved(other.entries.dst(), by.0));
+        let mut values = self.values.clone();
+        values.extend(&other.values);
+        Ok(Self {
+            entries: Graph::bipartite(size.1, size.0, columns, rows)?,
+            tensor: weights(&values, self.dtype)?,
+            values,
+            dtype: self.dtype,
+        })
+    }
+
     /// Stored entries multiplied by one factor each, in the order in which they were given: dropout of
     /// sparse features draws its mask for these.
     ///
@@ -197,6 +260,30 @@ impl SparseFeatures {
         sums
     }
 
+    /// Some rows, in this order; a row may be named often.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a row that does not exist; [`Error::TooLarge`].
+    pub fn select_rows(&self, rows: &[u32]) -> Result<Self> {
+        if let Some(bad) = rows.iter().find(|r| **r as usize >= self.rows()) {
+            return Err(Error::argument(
+                "row",
+                bad,
+                format!("below {}", self.rows()),
+            ));
+        }
+        let csr = self.entries.incoming();
+        let (mut indptr, mut indices, mut values) = (vec![0u32], Vec::new(), Vec::new());
+        for r in rows {
+            for p in csr.row(*r as usize) {
+                indices.push(csr.indices()[p]);
+                values.push(self.values[csr.perm()[p] as usize]);
+            }
+            indptr.push(indices.len() as u32);
+        }
+        Self::from_csr(self.cols(), &indptr, &indices, values, self.dtype)
+    }
+
     /// The matrix with all its zeros.
     ///
     /// # Errors
@@ -243,6 +330,64 @@ impl Features {
         match self {
             Self::Dense(x) => Ok(x.matmul(&weight.t()?)?),
             Self::Sparse(x) => x.matmul(&weight.t()?.contiguous()?),
+        }
+    }
+
+    /// Rows divided by their Euclidean norm plus `eps`.
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn normalize_l2(&self, eps: f64) -> Result<Self> {
+        Ok(match self {
+            Self::Dense(x) => {
+                let norms = (x.sqr()?.sum_keepdim(1)?.sqrt()? + eps)?;
+                Self::Dense(x.broadcast_div(&norms)?)
+            }
+            Self::Sparse(x) => Self::Sparse(x.normalize_l2(eps)?),
+        })
+    }
+
+    /// With the columns of a matrix `[n, k]` behind its own; sparse features take them as constants.
+    ///
+    /// # Errors
+    /// Those of candle, for shapes that do not fit.
+    pub fn append_columns(&self, columns: &Tensor) -> Result<Self> {
+        Ok(match self {
+            Self::Dense(x) => Self::Dense(Tensor::cat(&[x, columns], 1)?),
+            Self::Sparse(x) => Self::Sparse(x.append_columns(columns)?),
+        })
+    }
+
+    /// With the rows of a matrix `[k, d]` below its own; sparse features take them as constants.
+    ///
+    /// # Errors
+    /// Those of candle, for shapes that do not fit.
+    pub fn append_rows(&self, rows: &Tensor) -> Result<Self> {
+        Ok(match self {
+            Self::Dense(x) => Self::Dense(Tensor::cat(&[x, rows], 0)?),
+            Self::Sparse(x) => Self::Sparse(x.append_rows(rows)?),
+        })
+    }
+
+    /// Some rows, in this order; a row may be named often.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] or [`Error::Candle`] for a row that does not exist.
+    pub fn select_rows(&self, rows: &[u32]) -> Result<Self> {
+        Ok(match self {
+            Self::Dense(x) => {
+                let rows = Tensor::from_slice(rows, rows.len(), x.device())?;
+                Self::Dense(x.index_select(&rows, 0)?)
+            }
+            Self::Sparse(x) => Self::Sparse(x.select_rows(rows)?),
+        })
+    }
+
+    /// The dtype that products have.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::Dense(x) => x.dtype(),
+            Self::Sparse(x) => x.dtype(),
         }
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// Runs `$body` with `$t` the type of the storage, which is f32 or f64.
 macro_rules! with_type {
     ($storage:expr, $t:ident => $body:expr) => {
-        match $storage.dtype_of() {
+        match dtype_of($storage) {
             DType::F32 => {
                 type $t = f32;
                 $body
@@ -26,14 +26,8 @@ macro_rules! with_type {
     };
 }
 
-trait StorageType {
-    fn dtype_of(&self) -> DType;
-}
-
-impl StorageType for CpuStorage {
-    fn dtype_of(&self) -> DType {
-        candle_core::backend::BackendStorage::dtype(self)
-    }
+fn dtype_of(storage: &CpuStorage) -> DType {
+    candle_core::backend::BackendStorage::dtype(storage)
 }
 
 /// The contiguous values of an argument.

@@ -2,12 +2,18 @@
 //! file.
 
 mod cgs;
+mod forward_gnn;
 mod graph_core;
+mod graphfm;
 mod pot;
+mod w2pgnn;
 
 pub use cgs::cgs;
+pub use forward_gnn::forward_gnn;
 pub use graph_core::graph_core;
+pub use graphfm::graphfm;
 pub use pot::pot;
+pub use w2pgnn::w2pgnn;
 
 use crate::{Graph, Result};
 use candle_core::{DType, Device, Tensor, Var};

@@ -324,3 +324,30 @@ fn jumping_knowledge_joins_layers() {
     assert_eq!(values(&max), expected);
     assert!(JumpingKnowledge::Max.forward(&[]).is_err());
 }
+
+/// The layers' weights are positive, add up to 1 and depend on the order of the layers.
+#[test]
+fn lstm_jumping_knowledge_is_a_weighted_mean() {
+    use graph_learning::readout::LstmJumpingKnowledge;
+    let vars = SeededVars::new(&RandomStream::new(3));
+    let vb = vars.builder(DType::F64, &CPU);
+    let jump = LstmJumpingKnowledge::new(4, 3, vb).unwrap();
+    let layers: Vec<Tensor> = (0..3).map(|i| normal(i, &[5, 4], DType::F64)).collect();
+    let out = jump.forward(&layers).unwrap();
+    assert_eq!(out.dims(), &[5, 4]);
+    // Equal layers come back as they are, whatever the weights.
+    let same = jump.forward(&[&layers[0]; 3].map(Clone::clone)).unwrap();
+    assert!(distance(&same, &layers[0]) < 1e-12);
+    let turned: Vec<Tensor> = layers.iter().rev().cloned().collect();
+    assert!(distance(&jump.forward(&turned).unwrap(), &out) > 1e-6);
+    let grads = out.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    for (name, var) in vars.trainable() {
+        assert!(grads.get(&var).is_some(), "{name}");
+    }
+    assert_eq!(vars.trainable().len(), 10);
+    assert_says(jump.forward(&layers[..2]), &["layers = 2"]);
+    assert_says(
+        LstmJumpingKnowledge::new(1, 1, vars.builder(DType::F64, &CPU)),
+        &["two numbers"],
+    );
+}

@@ -6,6 +6,7 @@ extern crate thalweg_nn as nn;
 mod conv;
 mod dense;
 mod ghost;
+mod goodness;
 mod images;
 mod init;
 mod layers;

@@ -12,6 +12,7 @@ mod gradients;
 mod gradsign;
 mod large_batch;
 mod lion;
+mod local;
 mod nonfinite;
 mod opposing_signals;
 mod perp_grad;

@@ -2,4 +2,8 @@
 
 pub(super) mod cgs;
 mod citation;
+pub(super) mod forward_gnn;
+pub(super) mod graphfm;
+mod pictures;
 pub(super) mod pot;
+pub(super) mod w2pgnn;

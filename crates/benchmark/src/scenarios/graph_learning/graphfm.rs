@@ -1,0 +1,200 @@
+//! Self-supervised methods on one graph: probes of frozen embeddings against an untrained encoder.
+
+use super::citation::citations;
+use super::pictures::scatter;
+use crate::graph_ssl::{
+    build, cluster, embedding_for_probe, link_prediction, link_split, node_classification, train,
+    LinkProbe, Regime, TrainConfig,
+};
+use crate::scenario::{
+    metric, Arm, Better, Claim, Curve, Data, Definition, Metric, Paper, Role, Scenario, Setting,
+    TrialContext, TrialOutcome,
+};
+use crate::Result;
+use candle_core::{DType, Tensor};
+use graph_learning::io::NodeData;
+use nn::init::SeededVars;
+
+const WIDTH: usize = 128;
+
+pub(in crate::scenarios) struct GraphFm;
+
+impl Scenario for GraphFm {
+    fn definition(&self) -> Definition {
+        let number = |name, label, better| Metric {
+            name,
+            label,
+            better,
+        };
+        let above = |id, words, arm, by: f64| {
+            let left = metric(arm, "accuracy");
+            Claim::mean(id, words, left.at_least(metric("random", "accuracy") + by))
+        };
+        let shares = |id, words, arm| {
+            let left = metric(arm, "nmi");
+            Claim::mean(id, words, left.at_least(metric("random", "nmi") + 0.1))
+        };
+        let variant = |name, label| Arm::new(name, label, Role::Variant);
+        Definition {
+            slug: "graphfm",
+            title: "Self-supervised graph models (GraphFM)",
+            paper: Paper {
+                title: "GraphFM: A Comprehensive Benchmark for Graph Foundation Model",
+                venue: "2024",
+                arxiv: "2406.08310",
+            },
+            krate: "graph-learning",
+            module: "ssl",
+            tags: &["graph", "self-supervised"],
+            version: 1,
+            summary: "A citation network (generated: 900 nodes, 7 classes; with real data Cora and its public split), \
+                      row-normalized features, two graph convolutions of width 128, 60 epochs of Adam. Embeddings are \
+                      frozen, centered and normalized: logistic regression for the classes, k-means for the clusters, and a \
+                      perceptron on products for links, whose encoder is trained anew without the validation and test \
+                      edges. Masked autoencoders score links by dot products, S2GAE by its own decoder. Beside the methods: \
+                      the features themselves and the encoder as it was drawn.",
+            notes: "The sampled arm trains CCA-SSG on neighborhoods of 512 seeds with 10 neighbors at each of two steps. \
+                    The megabytes are those that the largest step held for its backward pass. `thalweg-bench graphfm` runs \
+                    the whole protocol: regimes, stop rules, seeds, search.",
+            data: Data { embedded: "citations", real: Some("graphs") },
+            arms: vec![
+                Arm::new("raw", "features", Role::Baseline),
+                Arm::new("random", "untrained encoder", Role::Baseline),
+                Arm::new("cca", "CCA-SSG", Role::Method),
+                Arm::new("gbt", "Graph Barlow Twins", Role::Method),
+                Arm::new("mae", "GraphMAE", Role::Method),
+                Arm::new("bgrl", "BGRL", Role::Method),
+                variant("sampled", "CCA-SSG, sampled"),
+                variant("grace", "GRACE"),
+                variant("gca", "GCA"),
+                variant("ecl", "GraphECL"),
+                variant("dgi", "DGI"),
+                variant("mae2", "GraphMAE2"),
+                variant("s2gae", "S2GAE"),
+            ],
+            metrics: vec![
+                number("accuracy", "test accuracy", Better::Higher),
+                number("nmi", "mutual information of clusters", Better::Higher),
+                number("ari", "Rand index of clusters", Better::Higher),
+                number("auc", "area, test links", Better::Higher),
+                number("precision", "average precision, test links", Better::Higher),
+                number("megabytes", "megabytes held by a step", Better::Lower),
+                number("seconds", "seconds of training", Better::Lower),
+                number("edges", "thousand edges per second", Better::Higher),
+            ],
+            claims: vec![
+                above("cca", "CCA-SSG is more accurate than an untrained encoder by 0.1", "cca", 0.1),
+                above("gbt", "Graph Barlow Twins is more accurate by 0.1", "gbt", 0.1),
+                above("mae", "GraphMAE is more accurate by 0.08", "mae", 0.08),
+                above("bgrl", "BGRL is more accurate by 0.03", "bgrl", 0.03),
+                shares("cca-clusters", "clusters of CCA-SSG share more with the classes by 0.1", "cca"),
+                shares("gbt-clusters", "clusters of Graph Barlow Twins, likewise", "gbt"),
+                shares("mae-clusters", "clusters of GraphMAE, likewise", "mae"),
+                shares("bgrl-clusters", "clusters of BGRL, likewise", "bgrl"),
+                Claim::mean(
+                    "sampled",
+                    "sampled neighborhoods cost CCA-SSG at most 0.05 of accuracy",
+                    metric("sampled", "accuracy").at_least(metric("cca", "accuracy") - 0.05),
+                ),
+            ],
+            full: None,
+        }
+    }
+
+    fn run(&self, arm: &Arm, _: &Setting, trial: &TrialContext) -> Result<TrialOutcome> {
+        let data = citations(trial)?;
+        let links = link_split(&data, &mut trial.stream("links"))?;
+        let (name, regime) = match arm.name {
+            "sampled" => {
+                let fanouts = vec![10, 10];
+                (
+                    "cca",
+                    Regime::NodeSampling {
+                        fanouts,
+                        batch: 512,
+                    },
+                )
+            }
+            name => (name, Regime::FullBatch),
+        };
+        let config = TrainConfig {
+            regime,
+            ..TrainConfig::of(name)
+        };
+        let mut curve = Curve::new("training loss", "epoch");
+        let fit = |data: &NodeData, curve: Option<&mut Curve>, before: usize| -> Result<_> {
+            let vars = SeededVars::new(&trial.stream("weights"));
+            let inputs = data.x.dims()?.1;
+            let place = (DType::F32, &trial.device);
+            let mut method = build(name, inputs, WIDTH, config.epochs, &vars, place)?;
+            let total = 2 * config.epochs;
+            let rng = &mut trial.stream("training");
+            let watch = &mut |epoch, _| trial.step(before + epoch, total);
+            let trained = train(&mut *method, data, &links, &config, rng, watch)?;
+            if let Some(curve) = curve {
+                for (epoch, loss) in trained.losses.iter().enumerate() {
+                    curve.push((epoch + 1) as f64, *loss);
+                }
+            }
+            Ok((method, trained))
+        };
+        let (method, trained) = fit(&data, Some(&mut curve), 0)?;
+        let z = method.embed(&data.graph, &data.x)?;
+        let probe = node_classification(&z, &data, &mut trial.stream("probe"))?;
+        let (nmi, ari) = cluster(&z, &data, &mut trial.stream("clusters"))?;
+        // Links are judged by an encoder that never saw those of the test.
+        let seen = NodeData {
+            graph: links.train.message_graph.clone(),
+            ..data.clone()
+        };
+        let (strict, _) = fit(&seen, None, config.epochs)?;
+        let rng = &mut trial.stream("link probe");
+        let found = link_prediction(&*strict, &seen, &links, &LinkProbe::default(), rng)?;
+        let cost = trained.efficiency;
+        let mut outcome = TrialOutcome::default()
+            .metric("accuracy", probe.test_accuracy)
+            .metric("nmi", nmi)
+            .metric("ari", ari)
+            .metric("auc", found.auc)
+            .metric("precision", found.average_precision)
+            .metric("megabytes", cost.activation_bytes as f64 / 1e6)
+            .metric("seconds", cost.seconds)
+            .picture(scatter(
+                "Embeddings in the plane of their two largest principal components, by class.",
+                &plane(&z)?,
+                &data.y,
+            ));
+        if cost.seconds > 0.0 {
+            outcome = outcome.metric("edges", cost.edges_per_second / 1e3);
+        }
+        if curve.x.is_empty() {
+            return Ok(outcome);
+        }
+        Ok(outcome.curve(curve))
+    }
+}
+
+/// The two largest principal components of centered, normalized embeddings, by power iteration.
+fn plane(z: &Tensor) -> Result<Vec<[f64; 2]>> {
+    let z = embedding_for_probe(z)?;
+    let covariance = z.t()?.contiguous()?.matmul(&z)?;
+    let d = covariance.dims()[0];
+    let mut axes: Vec<Tensor> = Vec::with_capacity(2);
+    for k in 0..2 {
+        // Any start will do that is not orthogonal to the axis.
+        let start: Vec<f64> = (0..d).map(|i| 1.0 + ((i * 7 + k) % 11) as f64).collect();
+        let mut axis = Tensor::from_vec(start, (d, 1), z.device())?;
+        for _ in 0..100 {
+            axis = covariance.matmul(&axis)?;
+            for before in &axes {
+                let share = before.t()?.matmul(&axis)?;
+                axis = (axis - before.matmul(&share)?)?;
+            }
+            let norm = axis.sqr()?.sum_all()?.sqrt()?.to_scalar::<f64>()?;
+            axis = (axis / norm.max(1e-300))?;
+        }
+        axes.push(axis);
+    }
+    let points = z.matmul(&Tensor::cat(&axes, 1)?)?.to_vec2::<f64>()?;
+    Ok(points.into_iter().map(|p| [p[0], p[1]]).collect())
+}
