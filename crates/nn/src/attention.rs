@@ -633,6 +633,6 @@ fn weights<T: Scalar>(row: &mut [T]) -> (T, T) {
 #[inline(always)]
 fn probabilities<T: Scalar>(row: &mut [T], sum: T) {
     for x in row {
-        *x = (*x - sum).exp();
+        *x = (*x - sum).exp_of_negative();
     }
 }

@@ -14,10 +14,11 @@
 //! # Ok::<(), thalweg_nn::Error>(())
 //! ```
 
-use crate::kernel::{filled, has_kernel, pieces, vectorized, Computed, Scalar, View};
+use crate::kernel::{filled, has_kernel, pieces, tensor, vectorized, Computed, Scalar, View};
 use crate::{Error, Result};
 use candle_core::{DType, Shape, Tensor};
 use std::sync::Arc;
+use tensor_core::autograd::keeps_graph;
 
 pub use crate::resample::{adaptive_avg_pool2d, avg_pool2d};
 
@@ -142,10 +143,63 @@ fn max_pool(x: &Tensor, rows: Windows, cols: Windows) -> Result<Tensor> {
         });
     }
     let x = x.contiguous()?;
-    match x.dtype() {
-        DType::F64 => typed::<f64>(&x, &rows, &cols),
-        _ => typed::<f32>(&x, &rows, &cols),
+    let pairs = is_halving(&rows) && is_halving(&cols) && !keeps_graph()?;
+    match (x.dtype(), pairs) {
+        (DType::F64, true) => halved::<f64>(&x, (rows.len(), cols.len())),
+        (_, true) => halved::<f32>(&x, (rows.len(), cols.len())),
+        (DType::F64, false) => typed::<f64>(&x, &rows, &cols),
+        (_, false) => typed::<f32>(&x, &rows, &cols),
     }
+}
+
+/// Maxima of squares of 2 by 2. Their places are found again in the backward pass, which costs less
+/// than keeping them.
+fn halved<T: Scalar>(x: &Tensor, (oh, ow): (usize, usize)) -> Result<Tensor> {
+    let (batch, channels, h, w) = x.dims4()?;
+    let shape = Shape::from((batch, channels, oh, ow));
+    let y = {
+        let view = View::new(x)?;
+        let x = view.slice::<T>()?;
+        filled(shape.elem_count(), |y| {
+            pieces(y, oh * ow, |first, y| {
+                let planes = x[first * h * w..].chunks_exact(h * w);
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (x, y) in planes.zip(y.chunks_exact_mut(oh * ow)) {
+                            for (x, y) in x.chunks_exact(2 * w).zip(y.chunks_exact_mut(ow)) {
+                                halve(x.split_at(w), y);
+                            }
+                        }
+                    },
+                );
+            });
+        })
+    };
+    let backward = move |arguments: &[&Tensor], _: &Tensor, dy: &Tensor| {
+        let x = arguments[0];
+        let dx = {
+            let (xv, dyv) = (View::new(x)?, View::new(dy)?);
+            let (x, dy) = (xv.slice::<T>()?, dyv.slice::<T>()?);
+            filled(x.len(), |dx| {
+                pieces(dx, h * w, |first, dx| {
+                    let planes = x[first * h * w..].chunks_exact(h * w);
+                    let planes = planes.zip(dy[first * oh * ow..].chunks_exact(oh * ow));
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            for ((x, dy), dx) in planes.zip(dx.chunks_exact_mut(h * w)) {
+                                spread_halved(x, dy, dx, (w, ow));
+                            }
+                        },
+                    );
+                });
+            })
+        };
+        Ok(vec![Some(tensor(dx, x.shape())?)])
+    };
+    let node = Computed::new("max pooling", y, &shape, backward);
+    Ok(x.apply_op1(node)?)
 }
 
 fn typed<T: Scalar>(
@@ -161,7 +215,6 @@ fn typed<T: Scalar>(
     let y = {
         let view = View::new(x)?;
         let x = view.slice::<T>()?;
-        let halves = is_halving(rows) && is_halving(cols);
         let size = crate::kernel::piece_of(oh * ow) * oh * ow;
         let places = places.as_mut_slice();
         filled(total, |y| {
@@ -176,10 +229,7 @@ fn typed<T: Scalar>(
                     #[inline(always)]
                     || {
                         for (x, (y, places)) in x.zip(y) {
-                            match halves {
-                                true => halve(x, w, y, places, ow),
-                                false => plane(x, w, y, places, (rows, cols)),
-                            }
+                            plane(x, w, y, places, (rows, cols));
                         }
                     },
                 );
@@ -234,16 +284,25 @@ fn pick<T: Scalar>(x: &Tensor, places: Arc<Vec<u32>>, to: &Shape) -> Result<Tens
     let x = x.contiguous()?;
     let y = {
         let view = View::new(&x)?;
-        let planes = view.slice::<T>()?.chunks_exact(large);
-        let pairs = planes.zip(places.chunks_exact(small));
-        let picked = pairs.flat_map(|(x, places)| places.iter().map(|i| x[*i as usize]));
-        picked.collect()
+        let x = view.slice::<T>()?;
+        filled(places.len(), |y| {
+            pieces(y, small, |first, y| {
+                let planes = x[first * large..].chunks_exact(large);
+                let places = places[first * small..].chunks_exact(small);
+                let planes = planes.zip(places).zip(y.chunks_exact_mut(small));
+                for ((x, places), y) in planes {
+                    for (y, place) in y.iter_mut().zip(places) {
+                        *y = x[*place as usize];
+                    }
+                }
+            });
+        })
     };
     let backward = move |arguments: &[&Tensor], _: &Tensor, dy: &Tensor| {
         let to = arguments[0].shape();
         Ok(vec![Some(spread::<T>(dy, places.clone(), to)?)])
     };
-    Ok(x.apply_op1(Computed::<_>::new::<T>("pick", y, to, backward))?)
+    Ok(x.apply_op1(Computed::new("pick", y, to, backward))?)
 }
 
 /// Whether the windows are pairs, one after the other.
@@ -259,19 +318,41 @@ fn larger<T: Scalar>(a: (T, u32), b: (T, u32)) -> (T, u32) {
     (T::select(takes, b.0, a.0), if takes { b.1 } else { a.1 })
 }
 
-/// Windows of 2 by 2.
+/// The larger number, the second if it is NaN.
 #[inline(always)]
-fn halve<T: Scalar>(x: &[T], w: usize, y: &mut [T], places: &mut [u32], ow: usize) {
-    let outputs = y.chunks_exact_mut(ow).zip(places.chunks_exact_mut(ow));
-    for (i, (y, places)) in outputs.enumerate() {
-        let at = 2 * i * w;
-        let (top, bottom) = (&x[at..at + 2 * ow], &x[at + w..at + w + 2 * ow]);
-        for j in 0..ow {
-            let place = (at + 2 * j) as u32;
-            let a = larger((top[2 * j], place), (top[2 * j + 1], place + 1));
-            let low = place + w as u32;
-            let b = larger((bottom[2 * j], low), (bottom[2 * j + 1], low + 1));
-            (y[j], places[j]) = larger(a, b);
+fn maximum<T: Scalar>(a: T, b: T) -> T {
+    larger((a, 0), (b, 0)).0
+}
+
+/// Maxima over pairs of columns of two rows.
+#[inline(always)]
+fn halve<T: Scalar>((top, bottom): (&[T], &[T]), y: &mut [T]) {
+    let pairs = top.chunks_exact(2).zip(bottom.chunks_exact(2));
+    for (y, (a, b)) in y.iter_mut().zip(pairs) {
+        *y = maximum(maximum(a[0], a[1]), maximum(b[0], b[1]));
+    }
+}
+
+/// Each gradient to the place of its square's maximum, and 0 elsewhere.
+#[inline(always)]
+fn spread_halved<T: Scalar>(x: &[T], dy: &[T], dx: &mut [T], (w, ow): (usize, usize)) {
+    // An odd side has a last row or column that nobody looks at.
+    dx[dy.len() / ow * 2 * w..].fill(T::ZERO);
+    let lines = x.chunks_exact(2 * w).zip(dx.chunks_exact_mut(2 * w));
+    for ((x, dx), dy) in lines.zip(dy.chunks_exact(ow)) {
+        let ((top, bottom), (dx, below)) = (x.split_at(w), dx.split_at_mut(w));
+        let at = 2 * ow;
+        dx[at..].fill(T::ZERO);
+        below[at..].fill(T::ZERO);
+        let values = top.chunks_exact(2).zip(bottom.chunks_exact(2));
+        let places = dx.chunks_exact_mut(2).zip(below.chunks_exact_mut(2));
+        for ((g, (a, b)), (da, db)) in dy.iter().zip(values).zip(places) {
+            let upper = larger((a[0], 0), (a[1], 1));
+            let lower = larger((b[0], 2), (b[1], 3));
+            let place = larger(upper, lower).1;
+            let share = |i: u32| T::select(place == i, *g, T::ZERO);
+            (da[0], da[1]) = (share(0), share(1));
+            (db[0], db[1]) = (share(2), share(3));
         }
     }
 }

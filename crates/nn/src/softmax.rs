@@ -76,21 +76,29 @@ fn shifted(x: &Tensor, dim: usize) -> Result<Tensor> {
 /// Numbers of a row whose exponentials are added in the row's own precision; the blocks are added
 /// in f64.
 const BLOCK: usize = 512;
+/// Sums that run side by side.
+const LANES: usize = 32;
 
 /// The maximum of a row and the logarithm of the sum of exponentials.
 #[inline(always)]
 pub(crate) fn log_sum_exp<T: Scalar>(x: &[T]) -> (T, T) {
     let top = max(x);
     let mut total = 0.0;
-    let mut buffer = [T::ZERO; BLOCK];
     for x in x.chunks(BLOCK) {
-        let block = &mut buffer[..x.len()];
-        for (y, x) in block.iter_mut().zip(x) {
-            *y = (*x - top).exp();
-        }
-        total += sum(block, |y| y).to_f64();
+        total += sum(x, |x| (x - top).exp_of_negative()).to_f64();
     }
     (top, T::from_f64(total.ln()))
+}
+
+/// `y = e^(x - top)`, `top` being the maximum; gives the sum.
+#[inline(always)]
+fn exponentials_of<T: Scalar>(x: &[T], top: T, y: &mut [T]) -> f64 {
+    let mut total = 0.0;
+    for (x, y) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)) {
+        y.copy_from_slice(x);
+        total += exponentials(y, top);
+    }
+    total
 }
 
 /// `x <- e^(x - top)` in place; gives the sum.
@@ -98,10 +106,19 @@ pub(crate) fn log_sum_exp<T: Scalar>(x: &[T]) -> (T, T) {
 pub(crate) fn exponentials<T: Scalar>(x: &mut [T], top: T) -> f64 {
     let mut total = 0.0;
     for block in x.chunks_mut(BLOCK) {
-        for x in block.iter_mut() {
-            *x = (*x - top).exp();
+        let mut lanes = [T::ZERO; LANES];
+        let mut full = block.chunks_exact_mut(LANES);
+        for x in &mut full {
+            for l in 0..LANES {
+                x[l] = (x[l] - top).exp_of_negative();
+                lanes[l] = lanes[l] + x[l];
+            }
         }
-        total += sum(block, |x| x).to_f64();
+        for (lane, x) in lanes.iter_mut().zip(full.into_remainder()) {
+            *x = (*x - top).exp_of_negative();
+            *lane = *lane + *x;
+        }
+        total += sum(&lanes, |x| x).to_f64();
     }
     total
 }
@@ -117,8 +134,7 @@ fn forward_row<T: Scalar, const LOG: bool>(x: &[T], y: &mut [T]) {
         return;
     }
     let top = max(x);
-    y.copy_from_slice(x);
-    let scale = T::from_f64(1.0 / exponentials(y, top));
+    let scale = T::from_f64(1.0 / exponentials_of(x, top, y));
     for y in y {
         *y = *y * scale;
     }
@@ -179,7 +195,7 @@ fn row_gradient<T: Scalar, const LOG: bool>(y: &[T], dy: &[T], dx: &mut [T]) {
     if LOG {
         let total = sum(dy, |g| g);
         for ((y, g), dx) in y.iter().zip(dy).zip(dx) {
-            *dx = *g - y.exp() * total;
+            *dx = *g - y.exp_of_negative() * total;
         }
     } else {
         let total = sum2(y, dy, |y, g| y * g);
