@@ -17,6 +17,7 @@
 use crate::kernel::{filled, has_kernel, pieces, tensor, vectorized, Computed, Scalar, View};
 use crate::{Error, Result};
 use candle_core::{DType, Shape, Tensor};
+use rayon::prelude::*;
 use std::sync::Arc;
 use tensor_core::autograd::keeps_graph;
 
@@ -152,23 +153,32 @@ fn max_pool(x: &Tensor, rows: Windows, cols: Windows) -> Result<Tensor> {
     }
 }
 
-/// Maxima of squares of 2 by 2. Their places are found again in the backward pass, which costs less
-/// than keeping them.
+/// Maxima of squares of 2 by 2; of each one byte says where it was.
 fn halved<T: Scalar>(x: &Tensor, (oh, ow): (usize, usize)) -> Result<Tensor> {
     let (batch, channels, h, w) = x.dims4()?;
     let shape = Shape::from((batch, channels, oh, ow));
+    let (large, small) = (h * w, oh * ow);
+    let mut places = vec![0u8; shape.elem_count()];
     let y = {
         let view = View::new(x)?;
         let x = view.slice::<T>()?;
+        let few = crate::kernel::piece_of(small);
+        let places = places.as_mut_slice();
         filled(shape.elem_count(), |y| {
-            pieces(y, oh * ow, |first, y| {
-                let planes = x[first * h * w..].chunks_exact(h * w);
+            let parts = y
+                .par_chunks_mut(few * small)
+                .zip(places.par_chunks_mut(few * small));
+            let parts = parts.zip(x.par_chunks(few * large));
+            parts.for_each(|((y, places), x)| {
+                let y = y.chunks_exact_mut(small);
+                let planes = y.zip(places.chunks_exact_mut(small));
                 vectorized(
                     #[inline(always)]
                     || {
-                        for (x, y) in planes.zip(y.chunks_exact_mut(oh * ow)) {
-                            for (x, y) in x.chunks_exact(2 * w).zip(y.chunks_exact_mut(ow)) {
-                                halve(x.split_at(w), y);
+                        for (x, (y, places)) in x.chunks_exact(large).zip(planes) {
+                            let lines = y.chunks_exact_mut(ow).zip(places.chunks_exact_mut(ow));
+                            for (x, (y, places)) in x.chunks_exact(2 * w).zip(lines) {
+                                halve(x.split_at(w), y, places);
                             }
                         }
                     },
@@ -177,26 +187,24 @@ fn halved<T: Scalar>(x: &Tensor, (oh, ow): (usize, usize)) -> Result<Tensor> {
         })
     };
     let backward = move |arguments: &[&Tensor], _: &Tensor, dy: &Tensor| {
-        let x = arguments[0];
-        let dx = {
-            let (xv, dyv) = (View::new(x)?, View::new(dy)?);
-            let (x, dy) = (xv.slice::<T>()?, dyv.slice::<T>()?);
-            filled(x.len(), |dx| {
-                pieces(dx, h * w, |first, dx| {
-                    let planes = x[first * h * w..].chunks_exact(h * w);
-                    let planes = planes.zip(dy[first * oh * ow..].chunks_exact(oh * ow));
-                    vectorized(
-                        #[inline(always)]
-                        || {
-                            for ((x, dy), dx) in planes.zip(dx.chunks_exact_mut(h * w)) {
-                                spread_halved(x, dy, dx, (w, ow));
-                            }
-                        },
-                    );
-                });
-            })
-        };
-        Ok(vec![Some(tensor(dx, x.shape())?)])
+        let to = arguments[0].shape();
+        let view = View::new(dy)?;
+        let dy = view.slice::<T>()?;
+        let dx = filled(to.elem_count(), |dx| {
+            pieces(dx, large, |first, dx| {
+                let places = places[first * small..].chunks_exact(small);
+                let planes = dy[first * small..].chunks_exact(small).zip(places);
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((dy, places), dx) in planes.zip(dx.chunks_exact_mut(large)) {
+                            spread_halved((dy, places), dx, (w, ow));
+                        }
+                    },
+                );
+            });
+        });
+        Ok(vec![Some(tensor(dx, to)?)])
     };
     let node = Computed::new("max pooling", y, &shape, backward);
     Ok(x.apply_op1(node)?)
@@ -218,7 +226,6 @@ fn typed<T: Scalar>(
         let size = crate::kernel::piece_of(oh * ow) * oh * ow;
         let places = places.as_mut_slice();
         filled(total, |y| {
-            use rayon::prelude::*;
             let parts = y.par_chunks_mut(size).zip(places.par_chunks_mut(size));
             parts.enumerate().for_each(|(i, (y, places))| {
                 let x = x[i * (size / (oh * ow)) * h * w..].chunks_exact(h * w);
@@ -318,41 +325,32 @@ fn larger<T: Scalar>(a: (T, u32), b: (T, u32)) -> (T, u32) {
     (T::select(takes, b.0, a.0), if takes { b.1 } else { a.1 })
 }
 
-/// The larger number, the second if it is NaN.
+/// Maxima over pairs of columns of two rows, and which of the four it was.
 #[inline(always)]
-fn maximum<T: Scalar>(a: T, b: T) -> T {
-    larger((a, 0), (b, 0)).0
-}
-
-/// Maxima over pairs of columns of two rows.
-#[inline(always)]
-fn halve<T: Scalar>((top, bottom): (&[T], &[T]), y: &mut [T]) {
+fn halve<T: Scalar>((top, bottom): (&[T], &[T]), y: &mut [T], places: &mut [u8]) {
     let pairs = top.chunks_exact(2).zip(bottom.chunks_exact(2));
-    for (y, (a, b)) in y.iter_mut().zip(pairs) {
-        *y = maximum(maximum(a[0], a[1]), maximum(b[0], b[1]));
+    for ((y, place), (a, b)) in y.iter_mut().zip(places).zip(pairs) {
+        let upper = larger((a[0], 0), (a[1], 1));
+        let best = larger(upper, larger((b[0], 2), (b[1], 3)));
+        (*y, *place) = (best.0, best.1 as u8);
     }
 }
 
 /// Each gradient to the place of its square's maximum, and 0 elsewhere.
 #[inline(always)]
-fn spread_halved<T: Scalar>(x: &[T], dy: &[T], dx: &mut [T], (w, ow): (usize, usize)) {
+fn spread_halved<T: Scalar>((dy, places): (&[T], &[u8]), dx: &mut [T], (w, ow): (usize, usize)) {
     // An odd side has a last row or column that nobody looks at.
     dx[dy.len() / ow * 2 * w..].fill(T::ZERO);
-    let lines = x.chunks_exact(2 * w).zip(dx.chunks_exact_mut(2 * w));
-    for ((x, dx), dy) in lines.zip(dy.chunks_exact(ow)) {
-        let ((top, bottom), (dx, below)) = (x.split_at(w), dx.split_at_mut(w));
-        let at = 2 * ow;
-        dx[at..].fill(T::ZERO);
-        below[at..].fill(T::ZERO);
-        let values = top.chunks_exact(2).zip(bottom.chunks_exact(2));
-        let places = dx.chunks_exact_mut(2).zip(below.chunks_exact_mut(2));
-        for ((g, (a, b)), (da, db)) in dy.iter().zip(values).zip(places) {
-            let upper = larger((a[0], 0), (a[1], 1));
-            let lower = larger((b[0], 2), (b[1], 3));
-            let place = larger(upper, lower).1;
-            let share = |i: u32| T::select(place == i, *g, T::ZERO);
-            (da[0], da[1]) = (share(0), share(1));
-            (db[0], db[1]) = (share(2), share(3));
+    let gradients = dy.chunks_exact(ow).zip(places.chunks_exact(ow));
+    for (dx, (dy, places)) in dx.chunks_exact_mut(2 * w).zip(gradients) {
+        let (dx, below) = dx.split_at_mut(w);
+        dx[2 * ow..].fill(T::ZERO);
+        below[2 * ow..].fill(T::ZERO);
+        let to = dx.chunks_exact_mut(2).zip(below.chunks_exact_mut(2));
+        for ((g, place), (a, b)) in dy.iter().zip(places).zip(to) {
+            let share = |i: u8| T::select(*place == i, *g, T::ZERO);
+            (a[0], a[1]) = (share(0), share(1));
+            (b[0], b[1]) = (share(2), share(3));
         }
     }
 }

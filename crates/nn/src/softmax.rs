@@ -95,8 +95,14 @@ pub(crate) fn log_sum_exp<T: Scalar>(x: &[T]) -> (T, T) {
 fn exponentials_of<T: Scalar>(x: &[T], top: T, y: &mut [T]) -> f64 {
     let mut total = 0.0;
     for (x, y) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)) {
-        y.copy_from_slice(x);
-        total += exponentials(y, top);
+        let mut lanes = Lanes::new(top);
+        let (full, mut places) = (x.chunks_exact(LANES), y.chunks_exact_mut(LANES));
+        let rest = full.remainder();
+        for (x, y) in full.zip(&mut places) {
+            lanes.add(x, y);
+        }
+        lanes.add(rest, places.into_remainder());
+        total += lanes.sum();
     }
     total
 }
@@ -106,21 +112,50 @@ fn exponentials_of<T: Scalar>(x: &[T], top: T, y: &mut [T]) -> f64 {
 pub(crate) fn exponentials<T: Scalar>(x: &mut [T], top: T) -> f64 {
     let mut total = 0.0;
     for block in x.chunks_mut(BLOCK) {
-        let mut lanes = [T::ZERO; LANES];
+        let mut lanes = Lanes::new(top);
         let mut full = block.chunks_exact_mut(LANES);
         for x in &mut full {
-            for l in 0..LANES {
-                x[l] = (x[l] - top).exp_of_negative();
-                lanes[l] = lanes[l] + x[l];
-            }
+            let old: [T; LANES] = std::array::from_fn(|l| x[l]);
+            lanes.add(&old, x);
         }
-        for (lane, x) in lanes.iter_mut().zip(full.into_remainder()) {
-            *x = (*x - top).exp_of_negative();
-            *lane = *lane + *x;
-        }
-        total += sum(&lanes, |x| x).to_f64();
+        let rest = full.into_remainder();
+        let mut old = [T::ZERO; LANES];
+        let old = &mut old[..rest.len()];
+        old.copy_from_slice(rest);
+        lanes.add(old, rest);
+        total += lanes.sum();
     }
     total
+}
+
+/// Sums of exponentials that run side by side.
+struct Lanes<T> {
+    top: T,
+    sums: [T; LANES],
+}
+
+impl<T: Scalar> Lanes<T> {
+    #[inline(always)]
+    fn new(top: T) -> Self {
+        Self {
+            top,
+            sums: [T::ZERO; LANES],
+        }
+    }
+
+    /// `y = e^(x - top)` of at most as many numbers as there are sums.
+    #[inline(always)]
+    fn add(&mut self, x: &[T], y: &mut [T]) {
+        for ((x, y), sum) in x.iter().zip(y).zip(&mut self.sums) {
+            *y = (*x - self.top).exp_of_negative();
+            *sum = *sum + *y;
+        }
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> f64 {
+        sum(&self.sums, |x| x).to_f64()
+    }
 }
 
 /// Softmax, or its logarithm, of one row.

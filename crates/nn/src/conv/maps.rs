@@ -4,7 +4,7 @@ use super::geometry::Geometry;
 use super::plan::{self, Pass, Source, OVERHANG};
 use super::tiles::{panels, Correlate, Outer, PAD, PANEL};
 use crate::activation::Activation;
-use crate::kernel::{filled, sum2, vectorized, Computed, Scalar, View};
+use crate::kernel::{filled, sum2, transpose, vectorized, Computed, Matrix, Scalar, View};
 use crate::Result;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -483,7 +483,8 @@ impl<T: Scalar> WeightSums<'_, T> {
         let mut across = vec![T::ZERO; plane * width];
         for image in images {
             self.source.fill(image_of(image), &mut padded);
-            transpose(gradient_of(image), plane, &mut across, width);
+            let dy = Matrix::new(gradient_of(image), n, plane);
+            transpose(&dy, &mut across, width, false);
             pulp::Arch::new().dispatch(Outer {
                 offsets: self.offsets,
                 k: self.k,
@@ -513,30 +514,6 @@ impl<T: Scalar> WeightSums<'_, T> {
             }
             for (sum, offset) in sums.iter_mut().zip(self.offsets) {
                 *sum = *sum + sum2(spread, &padded[*offset..*offset + line], |a, b| a * b);
-            }
-        }
-    }
-}
-
-/// `[rows, n]` into `[n, width]`, in tiles that stay in the first-level cache.
-fn transpose<T: Copy>(from: &[T], n: usize, to: &mut [T], width: usize) {
-    const COLS: usize = 32;
-    const ROWS: usize = 8;
-    for j0 in (0..n).step_by(COLS) {
-        let cols = COLS.min(n - j0);
-        let mut eights = from.chunks_exact(ROWS * n);
-        let mut first = 0;
-        for rows in &mut eights {
-            let lines: [&[T]; ROWS] = std::array::from_fn(|r| &rows[r * n + j0..][..cols]);
-            for j in 0..cols {
-                let eight: [T; ROWS] = std::array::from_fn(|r| lines[r][j]);
-                to[(j0 + j) * width + first..][..ROWS].copy_from_slice(&eight);
-            }
-            first += ROWS;
-        }
-        for (r, line) in eights.remainder().chunks_exact(n).enumerate() {
-            for (j, x) in line[j0..j0 + cols].iter().enumerate() {
-                to[(j0 + j) * width + first + r] = *x;
             }
         }
     }

@@ -8,7 +8,7 @@ mod rows;
 
 pub(crate) use lanes::Lanes;
 pub(crate) use math::Math;
-pub(crate) use product::{product, Matrix, Onto};
+pub(crate) use product::{product, transpose, Matrix, Onto};
 pub(crate) use rows::{filled, max, moments, piece_of, pieces, positive, sum, sum2, total};
 
 use crate::{Error, Result};
