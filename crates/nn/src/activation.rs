@@ -79,69 +79,89 @@ impl Activation {
     /// `z <- f(z)` in place.
     #[inline(always)]
     pub(crate) fn apply<T: Scalar>(self, z: &mut [T]) {
+        if self != Activation::Identity {
+            self.each(z.iter_mut().map(|z| (*z, z)));
+        }
+    }
+
+    /// `y = f(z)` for pairs of `z` and the place of `y`: one loop for each activation.
+    #[inline(always)]
+    pub(crate) fn each<'a, T: Scalar>(self, pairs: impl Iterator<Item = (T, &'a mut T)>) {
         let c = T::from_f64;
         let (half, one) = (c(0.5), T::ONE);
         match self {
-            Activation::Identity => {}
-            Activation::Relu => map(z, |x| T::select(x < T::ZERO, T::ZERO, x)),
+            Activation::Identity => map(pairs, |x| x),
+            Activation::Relu => map(pairs, |x| T::select(x < T::ZERO, T::ZERO, x)),
             Activation::LeakyRelu(slope) => {
                 let s = c(slope);
-                map(z, |x| T::select(x < T::ZERO, s * x, x));
+                map(pairs, |x| T::select(x < T::ZERO, s * x, x));
             }
-            Activation::Gelu => map(z, |x| x * x.normal().0),
+            Activation::Gelu => map(pairs, |x| x * x.normal().0),
             Activation::GeluTanh => {
                 let (a, b) = (c(GELU.0), c(GELU.1));
-                map(z, |x| {
+                map(pairs, |x| {
                     half * x * (one + Math::tanh(a * (x + b * (x * x * x))))
                 });
             }
-            Activation::Silu => map(z, |x| x * x.sigmoid()),
-            Activation::Mish => map(z, |x| x * Math::tanh(x.softplus())),
-            Activation::Tanh => map(z, Math::tanh),
-            Activation::Sigmoid => map(z, Math::sigmoid),
-            Activation::Softplus => map(z, Math::softplus),
+            Activation::Silu => map(pairs, |x| x * x.sigmoid()),
+            Activation::Mish => map(pairs, |x| x * Math::tanh(x.softplus())),
+            Activation::Tanh => map(pairs, Math::tanh),
+            Activation::Sigmoid => map(pairs, Math::sigmoid),
+            Activation::Softplus => map(pairs, Math::softplus),
         }
     }
 
     /// `dz = dy f'(z)`, where `kept` is `f(z)` or `z` by [`keeps_output`](Self::keeps_output).
     #[inline(always)]
     pub(crate) fn gradient<T: Scalar>(self, kept: &[T], dy: &[T], dz: &mut [T]) {
+        let sources = kept.iter().zip(dy).map(|(k, g)| (*k, *g));
+        self.each_gradient(sources.zip(dz));
+    }
+
+    /// [`gradient`](Self::gradient) in the place of what was kept.
+    #[inline(always)]
+    pub(crate) fn gradient_in_place<T: Scalar>(self, kept: &mut [T], dy: &[T]) {
+        self.each_gradient(kept.iter_mut().zip(dy).map(|(k, g)| ((*k, *g), k)));
+    }
+
+    #[inline(always)]
+    fn each_gradient<'a, T: Scalar>(self, places: impl Iterator<Item = ((T, T), &'a mut T)>) {
         let c = T::from_f64;
         let (zero, half, one) = (T::ZERO, c(0.5), T::ONE);
         match self {
-            Activation::Identity => dz.copy_from_slice(dy),
-            Activation::Relu => map2(kept, dy, dz, |y, g| T::select(y > zero, g, zero)),
+            Activation::Identity => map2(places, |_, g| g),
+            Activation::Relu => map2(places, |y, g| T::select(y > zero, g, zero)),
             Activation::LeakyRelu(slope) => {
                 let s = c(slope);
-                map2(kept, dy, dz, |k, g| T::select(k > zero, g, s * g));
+                map2(places, |k, g| T::select(k > zero, g, s * g));
             }
-            Activation::Gelu => map2(kept, dy, dz, |x, g| {
+            Activation::Gelu => map2(places, |x, g| {
                 let (cdf, density) = x.normal();
                 g * (cdf + x * density)
             }),
             Activation::GeluTanh => {
                 let (a, b) = (c(GELU.0), c(GELU.1));
                 let b3 = c(3.0 * GELU.1);
-                map2(kept, dy, dz, |x, g| {
+                map2(places, |x, g| {
                     let t = Math::tanh(a * (x + b * (x * x * x)));
                     let slope = a * (one + b3 * (x * x));
                     g * (half * (one + t) + half * x * ((one - t * t) * slope))
                 });
             }
-            Activation::Silu => map2(kept, dy, dz, |x, g| {
+            Activation::Silu => map2(places, |x, g| {
                 let s = x.sigmoid();
                 g * (s + x * s * (one - s))
             }),
-            Activation::Mish => map2(kept, dy, dz, |x, g| {
+            Activation::Mish => map2(places, |x, g| {
                 let t = Math::tanh(x.softplus());
                 g * (t + x * ((one - t * t) * x.sigmoid()))
             }),
-            Activation::Tanh => map2(kept, dy, dz, |y, g| g * (one - y * y)),
-            Activation::Sigmoid => map2(kept, dy, dz, |y, g| g * (y * (one - y))),
+            Activation::Tanh => map2(places, |y, g| g * (one - y * y)),
+            Activation::Sigmoid => map2(places, |y, g| g * (y * (one - y))),
             // 1 - e^-y loses digits for y near 0, where it is y.
-            Activation::Softplus => map2(kept, dy, dz, |y, g| {
+            Activation::Softplus => map2(places, |y, g| {
                 let series = y * (one - half * y);
-                g * T::select(y < c(1e-4), series, one - Math::exp(-y))
+                g * T::select(y < c(1e-4), series, one - Math::exp_of_negative(-y))
             }),
         }
     }
@@ -218,8 +238,8 @@ impl Activation {
                     vectorized(
                         #[inline(always)]
                         || {
-                            map2(&a[range.clone()], &b[range], y, |a, b| a + b);
-                            self.apply(y);
+                            let sums = a[range.clone()].iter().zip(&b[range]);
+                            self.each(sums.map(|(a, b)| *a + *b).zip(y));
                         },
                     );
                 });
@@ -241,10 +261,7 @@ impl Activation {
                 pieces(y, 1, |start, y| {
                     vectorized(
                         #[inline(always)]
-                        || {
-                            y.copy_from_slice(&x[start..start + y.len()]);
-                            self.apply(y);
-                        },
+                        || self.each(x[start..].iter().copied().zip(y)),
                     );
                 });
             })
@@ -298,15 +315,15 @@ fn softplus(x: &Tensor) -> Result<Tensor> {
 }
 
 #[inline(always)]
-fn map<T: Copy>(z: &mut [T], f: impl Fn(T) -> T) {
-    for x in z {
-        *x = f(*x);
+fn map<'a, T: 'a>(pairs: impl Iterator<Item = (T, &'a mut T)>, f: impl Fn(T) -> T) {
+    for (x, y) in pairs {
+        *y = f(x);
     }
 }
 
 #[inline(always)]
-fn map2<T: Copy>(a: &[T], b: &[T], out: &mut [T], f: impl Fn(T, T) -> T) {
-    for ((a, b), out) in a.iter().zip(b).zip(out) {
-        *out = f(*a, *b);
+fn map2<'a, T: 'a>(places: impl Iterator<Item = ((T, T), &'a mut T)>, f: impl Fn(T, T) -> T) {
+    for ((a, b), out) in places {
+        *out = f(a, b);
     }
 }

@@ -30,8 +30,8 @@
 //! ```
 
 use crate::kernel::{
-    filled, has_kernel, max, product, sum2, tensor, vectorized, Computed, Matrix, Onto, Scalar,
-    View,
+    filled, has_kernel, max, product, sum2, tensor, transpose, vectorized, Computed, Matrix, Onto,
+    Scalar, View,
 };
 use crate::linear::same_dtype;
 use crate::softmax::{exponentials, softmax};
@@ -330,6 +330,30 @@ impl<'a, T> Rows<'a, T> {
     }
 }
 
+/// All rows of a head as columns: made once, where each tile of queries would do it again.
+struct Across<T> {
+    data: Vec<T>,
+    rows: usize,
+    width: usize,
+}
+
+impl<T: Scalar> Across<T> {
+    fn new(of: Rows<'_, T>, rows: usize) -> Self {
+        let mut data = vec![T::ZERO; rows * of.width];
+        transpose(&of.matrix(0, rows), &mut data, rows, false);
+        Self {
+            data,
+            rows,
+            width: of.width,
+        }
+    }
+
+    /// The first columns.
+    fn matrix(&self, columns: usize) -> Matrix<'_, T> {
+        Matrix::strided(&self.data, (self.width, columns), (self.rows, 1))
+    }
+}
+
 fn fused<T: Scalar>([q, k, v]: [&Tensor; 3], heads: Heads) -> Result<Tensor> {
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     let sizes = heads.sizes;
@@ -457,18 +481,17 @@ impl Heads {
     /// The scores of a tile of queries, masked; `seen` keys of the first ones are computed.
     fn scores<T: Scalar>(
         &self,
-        (q, k): (Rows<'_, T>, Rows<'_, T>),
+        (q, k): (Rows<'_, T>, &Across<T>),
         mask: Option<&Mask<'_, T>>,
         head: usize,
         (first, end, seen): (usize, usize, usize),
         scores: &mut [T],
     ) {
         let scale = T::from_f64(self.scale);
-        let (q, k) = (q.matrix(first, end), k.matrix(0, seen));
         product(
             (&mut *scores, seen),
-            q,
-            k.t(),
+            q.matrix(first, end),
+            k.matrix(seen),
             (Onto::Nothing, scale),
             false,
         );
@@ -515,11 +538,12 @@ impl Heads {
         let q = self.rows(q, head, queries, width);
         let k = self.rows(k, head, keys, width);
         let v = self.rows(v, head, keys, value_width);
+        let k = Across::new(k, keys);
         let mut scores = vec![T::ZERO; ROWS.min(queries) * keys];
         filled(queries * value_width, |out| {
             for (first, end, seen) in self.tiles() {
                 let scores = &mut scores[..(end - first) * seen];
-                self.scores((q, k), mask, head, (first, end, seen), scores);
+                self.scores((q, &k), mask, head, (first, end, seen), scores);
                 let mut totals = [T::ONE; ROWS];
                 vectorized(
                     #[inline(always)]
@@ -563,6 +587,7 @@ impl Heads {
         let v = self.rows(v, head, keys, value_width);
         let y = self.rows(y, head, queries, value_width);
         let dy = self.rows(dy, head, queries, value_width);
+        let (k_across, v_across) = (Across::new(k, keys), Across::new(v, keys));
         let sums = &sums[head * queries..(head + 1) * queries];
         let size = ROWS.min(queries) * keys;
         let (mut p, mut dp) = (vec![T::ZERO; size], vec![T::ZERO; size]);
@@ -575,10 +600,10 @@ impl Heads {
         for (first, end, seen) in self.tiles() {
             let n = end - first;
             let (p, dp) = (&mut p[..n * seen], &mut dp[..n * seen]);
-            self.scores((q, k), mask, head, (first, end, seen), p);
+            self.scores((q, &k_across), mask, head, (first, end, seen), p);
             let g = dy.matrix(first, end);
             let plain = (Onto::Nothing, T::ONE);
-            product((&mut *dp, seen), g, v.matrix(0, seen).t(), plain, false);
+            product((&mut *dp, seen), g, v_across.matrix(seen), plain, false);
             vectorized(
                 #[inline(always)]
                 || {
@@ -633,6 +658,6 @@ fn weights<T: Scalar>(row: &mut [T]) -> (T, T) {
 #[inline(always)]
 fn probabilities<T: Scalar>(row: &mut [T], sum: T) {
     for x in row {
-        *x = (*x - sum).exp();
+        *x = (*x - sum).exp_of_negative();
     }
 }

@@ -12,10 +12,13 @@
 //! # Ok::<(), thalweg_nn::Error>(())
 //! ```
 
-use crate::kernel::{filled, has_kernel, pieces, sum, tensor, vectorized, Computed, Scalar, View};
+use crate::kernel::{
+    filled, has_kernel, piece_of, pieces, sum, tensor, vectorized, Computed, Scalar, View,
+};
 use crate::linear::same_dtype;
 use crate::{Error, Result};
 use candle_core::{DType, Shape, Tensor, D};
+use rayon::prelude::*;
 use tensor_core::autograd::keeps_graph;
 
 /// Sines and cosines of `t` `[B]` (Vaswani et al. 2017, section 3.5; Ho, Jain, Abbeel 2020): gives
@@ -91,8 +94,8 @@ fn shifted<T: Scalar>(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
     };
     let backward = move |arguments: &[&Tensor], _: &Tensor, dy: &Tensor| {
         let view = View::new(dy)?;
-        let planes = view.slice::<T>()?.chunks_exact(plane);
-        let sums = planes.map(|g| {
+        let planes = view.slice::<T>()?.par_chunks_exact(plane);
+        let sums = planes.with_min_len(piece_of(plane)).map(|g| {
             vectorized(
                 #[inline(always)]
                 || sum(g, |g| g),

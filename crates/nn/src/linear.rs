@@ -43,6 +43,7 @@ use crate::kernel::{
 use crate::{Error, Result};
 use candle_core::{DType, Module, Shape, Tensor};
 use candle_nn::{Init, VarBuilder};
+use rayon::prelude::*;
 use tensor_core::autograd::keeps_graph;
 
 /// `y = f(x W^T + b)` over the last dimension of `x` `[.., in]`: the parameters and the
@@ -203,57 +204,37 @@ pub(crate) fn same_dtype<const N: usize>(x: &Tensor, others: [Option<&Tensor>; N
     }
 }
 
+/// `z <- f(z + bias)`, row by row.
 #[inline(always)]
-fn add_bias<T: Scalar>(rows: &mut [T], bias: Option<&[T]>, width: usize) {
-    let Some(bias) = bias else { return };
-    for row in rows.chunks_exact_mut(width) {
-        for (y, b) in row.iter_mut().zip(bias) {
-            *y = *y + *b;
-        }
+fn finish<T: Scalar>(rows: &mut [T], bias: Option<&[T]>, activation: Activation) {
+    let Some(bias) = bias else {
+        return activation.apply(rows);
+    };
+    for row in rows.chunks_exact_mut(bias.len()) {
+        activation.each(row.iter_mut().zip(bias).map(|(y, b)| (*y + *b, y)));
     }
 }
 
-/// Adds the bias and applies the activation to rows; keeps the sums where they are asked for.
-fn finish<T: Scalar>(
-    y: &mut [T],
-    kept: Option<&mut Vec<T>>,
+/// Adds the bias to `z` and gives `f(z)`.
+fn finish_beside<T: Scalar>(
+    z: &mut [T],
     bias: Option<&[T]>,
     width: usize,
     activation: Activation,
-) {
-    match kept {
-        None => {
-            pieces(y, width, |_, y| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        add_bias(y, bias, width);
-                        activation.apply(y);
-                    },
-                );
-            });
-        }
-        Some(kept) => {
-            pieces(y, width, |_, y| {
-                vectorized(
-                    #[inline(always)]
-                    || add_bias(y, bias, width),
-                );
-            });
-            let z = &*y;
-            *kept = filled(z.len(), |kept| {
-                pieces(kept, 1, |start, kept| {
-                    kept.copy_from_slice(&z[start..start + kept.len()]);
-                });
-            });
-            pieces(y, 1, |_, y| {
-                vectorized(
-                    #[inline(always)]
-                    || activation.apply(y),
-                );
-            });
-        }
-    }
+) -> Vec<T> {
+    let size = crate::kernel::piece_of(width) * width;
+    filled(z.len(), |y| {
+        let pairs = y.par_chunks_mut(size).zip(z.par_chunks_mut(size));
+        pairs.for_each(|(y, z)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    finish(z, bias, Activation::Identity);
+                    activation.each(z.iter().copied().zip(y));
+                },
+            );
+        });
+    })
 }
 
 fn fused<T: Scalar>(
@@ -266,35 +247,32 @@ fn fused<T: Scalar>(
     let bias = bias.map(Tensor::contiguous).transpose()?;
     let (outputs, inputs) = weight.dims2()?;
     let rows = x.elem_count() / inputs;
-    let mut z = vec![];
-    let y = {
+    let (y, z) = {
         let (xv, wv) = (View::new(&x)?, View::new(&weight)?);
-        let (x, w) = (xv.slice::<T>()?, wv.slice::<T>()?);
+        let a = Matrix::new(xv.slice::<T>()?, rows, inputs);
+        let w = Matrix::new(wv.slice::<T>()?, outputs, inputs);
         let bv = bias.as_ref().map(View::new).transpose()?;
         let b = bv.as_ref().map(View::slice::<T>).transpose()?;
-        filled(rows * outputs, |y| {
-            let (a, b_matrix) = (
-                Matrix::new(x, rows, inputs),
-                Matrix::new(w, outputs, inputs),
-            );
-            product(
-                (&mut *y, outputs),
-                a,
-                b_matrix.t(),
-                (Onto::Nothing, T::ONE),
-                true,
-            );
-            let kept = (!activation.keeps_output()).then_some(&mut z);
-            finish(y, kept, b, outputs, activation);
-        })
+        let mut z = filled(rows * outputs, |z| {
+            product((z, outputs), a, w.t(), (Onto::Nothing, T::ONE), true);
+        });
+        if activation.keeps_output() {
+            pieces(&mut z, outputs, |_, z| {
+                vectorized(
+                    #[inline(always)]
+                    || finish(z, b, activation),
+                );
+            });
+            (z, None)
+        } else {
+            let y = finish_beside(&mut z, b, outputs, activation);
+            (y, Some(z))
+        }
     };
     let mut dims = x.dims().to_vec();
     dims[x.rank() - 1] = outputs;
     let shape = Shape::from(dims);
-    let z = match activation.keeps_output() {
-        true => None,
-        false => Some(tensor(z, &shape)?),
-    };
+    let z = z.map(|z| tensor(z, &shape)).transpose()?;
     let backward = move |arguments: &[&Tensor], y: &Tensor, dy: &Tensor| {
         let kept = z.as_ref().unwrap_or(y);
         gradients::<T>(arguments, kept, dy, activation)
@@ -389,7 +367,6 @@ pub(crate) fn sum_rows<T: Scalar>(rows: &[T], width: usize) -> Vec<T> {
 
 /// [`sum_rows`] in parallel, in a fixed order.
 pub(crate) fn column_sums<T: Scalar>(rows: &[T], width: usize) -> Vec<T> {
-    use rayon::prelude::*;
     let size = crate::kernel::piece_of(width) * width;
     let one = |part: &[T]| {
         vectorized(

@@ -275,7 +275,7 @@ impl Indices {
                         };
                         let (log_sum, g) = (sums[i], dy[i]);
                         for (dx, x) in dx.iter_mut().zip(x) {
-                            *dx = g * ((*x - log_sum).exp() - even);
+                            *dx = g * ((*x - log_sum).exp_of_negative() - even);
                         }
                         dx[label as usize] = dx[label as usize] - g * right;
                     },
@@ -326,7 +326,7 @@ fn soft<T: Scalar>(x: &Tensor, t: &Tensor) -> Result<Tensor> {
                     let (log_sum, g) = (sums[i], dy[i]);
                     let mass = sum(t, |t| t);
                     for ((dx, x), t) in dx.iter_mut().zip(x).zip(t) {
-                        *dx = g * (mass * (*x - log_sum).exp() - *t);
+                        *dx = g * (mass * (*x - log_sum).exp_of_negative() - *t);
                     }
                 },
             )

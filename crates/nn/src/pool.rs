@@ -14,10 +14,12 @@
 //! # Ok::<(), thalweg_nn::Error>(())
 //! ```
 
-use crate::kernel::{filled, has_kernel, pieces, vectorized, Computed, Scalar, View};
+use crate::kernel::{filled, has_kernel, pieces, tensor, vectorized, Computed, Scalar, View};
 use crate::{Error, Result};
 use candle_core::{DType, Shape, Tensor};
+use rayon::prelude::*;
 use std::sync::Arc;
+use tensor_core::autograd::keeps_graph;
 
 pub use crate::resample::{adaptive_avg_pool2d, avg_pool2d};
 
@@ -142,10 +144,70 @@ fn max_pool(x: &Tensor, rows: Windows, cols: Windows) -> Result<Tensor> {
         });
     }
     let x = x.contiguous()?;
-    match x.dtype() {
-        DType::F64 => typed::<f64>(&x, &rows, &cols),
-        _ => typed::<f32>(&x, &rows, &cols),
+    let pairs = is_halving(&rows) && is_halving(&cols) && !keeps_graph()?;
+    match (x.dtype(), pairs) {
+        (DType::F64, true) => halved::<f64>(&x, (rows.len(), cols.len())),
+        (_, true) => halved::<f32>(&x, (rows.len(), cols.len())),
+        (DType::F64, false) => typed::<f64>(&x, &rows, &cols),
+        (_, false) => typed::<f32>(&x, &rows, &cols),
     }
+}
+
+/// Maxima of squares of 2 by 2; of each one byte says where it was.
+fn halved<T: Scalar>(x: &Tensor, (oh, ow): (usize, usize)) -> Result<Tensor> {
+    let (batch, channels, h, w) = x.dims4()?;
+    let shape = Shape::from((batch, channels, oh, ow));
+    let (large, small) = (h * w, oh * ow);
+    let mut places = vec![0u8; shape.elem_count()];
+    let y = {
+        let view = View::new(x)?;
+        let x = view.slice::<T>()?;
+        let few = crate::kernel::piece_of(small);
+        let places = places.as_mut_slice();
+        filled(shape.elem_count(), |y| {
+            let parts = y
+                .par_chunks_mut(few * small)
+                .zip(places.par_chunks_mut(few * small));
+            let parts = parts.zip(x.par_chunks(few * large));
+            parts.for_each(|((y, places), x)| {
+                let y = y.chunks_exact_mut(small);
+                let planes = y.zip(places.chunks_exact_mut(small));
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (x, (y, places)) in x.chunks_exact(large).zip(planes) {
+                            let lines = y.chunks_exact_mut(ow).zip(places.chunks_exact_mut(ow));
+                            for (x, (y, places)) in x.chunks_exact(2 * w).zip(lines) {
+                                halve(x.split_at(w), y, places);
+                            }
+                        }
+                    },
+                );
+            });
+        })
+    };
+    let backward = move |arguments: &[&Tensor], _: &Tensor, dy: &Tensor| {
+        let to = arguments[0].shape();
+        let view = View::new(dy)?;
+        let dy = view.slice::<T>()?;
+        let dx = filled(to.elem_count(), |dx| {
+            pieces(dx, large, |first, dx| {
+                let places = places[first * small..].chunks_exact(small);
+                let planes = dy[first * small..].chunks_exact(small).zip(places);
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((dy, places), dx) in planes.zip(dx.chunks_exact_mut(large)) {
+                            spread_halved((dy, places), dx, (w, ow));
+                        }
+                    },
+                );
+            });
+        });
+        Ok(vec![Some(tensor(dx, to)?)])
+    };
+    let node = Computed::new("max pooling", y, &shape, backward);
+    Ok(x.apply_op1(node)?)
 }
 
 fn typed<T: Scalar>(
@@ -161,11 +223,9 @@ fn typed<T: Scalar>(
     let y = {
         let view = View::new(x)?;
         let x = view.slice::<T>()?;
-        let halves = is_halving(rows) && is_halving(cols);
         let size = crate::kernel::piece_of(oh * ow) * oh * ow;
         let places = places.as_mut_slice();
         filled(total, |y| {
-            use rayon::prelude::*;
             let parts = y.par_chunks_mut(size).zip(places.par_chunks_mut(size));
             parts.enumerate().for_each(|(i, (y, places))| {
                 let x = x[i * (size / (oh * ow)) * h * w..].chunks_exact(h * w);
@@ -176,10 +236,7 @@ fn typed<T: Scalar>(
                     #[inline(always)]
                     || {
                         for (x, (y, places)) in x.zip(y) {
-                            match halves {
-                                true => halve(x, w, y, places, ow),
-                                false => plane(x, w, y, places, (rows, cols)),
-                            }
+                            plane(x, w, y, places, (rows, cols));
                         }
                     },
                 );
@@ -234,16 +291,25 @@ fn pick<T: Scalar>(x: &Tensor, places: Arc<Vec<u32>>, to: &Shape) -> Result<Tens
     let x = x.contiguous()?;
     let y = {
         let view = View::new(&x)?;
-        let planes = view.slice::<T>()?.chunks_exact(large);
-        let pairs = planes.zip(places.chunks_exact(small));
-        let picked = pairs.flat_map(|(x, places)| places.iter().map(|i| x[*i as usize]));
-        picked.collect()
+        let x = view.slice::<T>()?;
+        filled(places.len(), |y| {
+            pieces(y, small, |first, y| {
+                let planes = x[first * large..].chunks_exact(large);
+                let places = places[first * small..].chunks_exact(small);
+                let planes = planes.zip(places).zip(y.chunks_exact_mut(small));
+                for ((x, places), y) in planes {
+                    for (y, place) in y.iter_mut().zip(places) {
+                        *y = x[*place as usize];
+                    }
+                }
+            });
+        })
     };
     let backward = move |arguments: &[&Tensor], _: &Tensor, dy: &Tensor| {
         let to = arguments[0].shape();
         Ok(vec![Some(spread::<T>(dy, places.clone(), to)?)])
     };
-    Ok(x.apply_op1(Computed::<_>::new::<T>("pick", y, to, backward))?)
+    Ok(x.apply_op1(Computed::new("pick", y, to, backward))?)
 }
 
 /// Whether the windows are pairs, one after the other.
@@ -259,19 +325,32 @@ fn larger<T: Scalar>(a: (T, u32), b: (T, u32)) -> (T, u32) {
     (T::select(takes, b.0, a.0), if takes { b.1 } else { a.1 })
 }
 
-/// Windows of 2 by 2.
+/// Maxima over pairs of columns of two rows, and which of the four it was.
 #[inline(always)]
-fn halve<T: Scalar>(x: &[T], w: usize, y: &mut [T], places: &mut [u32], ow: usize) {
-    let outputs = y.chunks_exact_mut(ow).zip(places.chunks_exact_mut(ow));
-    for (i, (y, places)) in outputs.enumerate() {
-        let at = 2 * i * w;
-        let (top, bottom) = (&x[at..at + 2 * ow], &x[at + w..at + w + 2 * ow]);
-        for j in 0..ow {
-            let place = (at + 2 * j) as u32;
-            let a = larger((top[2 * j], place), (top[2 * j + 1], place + 1));
-            let low = place + w as u32;
-            let b = larger((bottom[2 * j], low), (bottom[2 * j + 1], low + 1));
-            (y[j], places[j]) = larger(a, b);
+fn halve<T: Scalar>((top, bottom): (&[T], &[T]), y: &mut [T], places: &mut [u8]) {
+    let pairs = top.chunks_exact(2).zip(bottom.chunks_exact(2));
+    for ((y, place), (a, b)) in y.iter_mut().zip(places).zip(pairs) {
+        let upper = larger((a[0], 0), (a[1], 1));
+        let best = larger(upper, larger((b[0], 2), (b[1], 3)));
+        (*y, *place) = (best.0, best.1 as u8);
+    }
+}
+
+/// Each gradient to the place of its square's maximum, and 0 elsewhere.
+#[inline(always)]
+fn spread_halved<T: Scalar>((dy, places): (&[T], &[u8]), dx: &mut [T], (w, ow): (usize, usize)) {
+    // An odd side has a last row or column that nobody looks at.
+    dx[dy.len() / ow * 2 * w..].fill(T::ZERO);
+    let gradients = dy.chunks_exact(ow).zip(places.chunks_exact(ow));
+    for (dx, (dy, places)) in dx.chunks_exact_mut(2 * w).zip(gradients) {
+        let (dx, below) = dx.split_at_mut(w);
+        dx[2 * ow..].fill(T::ZERO);
+        below[2 * ow..].fill(T::ZERO);
+        let to = dx.chunks_exact_mut(2).zip(below.chunks_exact_mut(2));
+        for ((g, place), (a, b)) in dy.iter().zip(places).zip(to) {
+            let share = |i: u8| T::select(*place == i, *g, T::ZERO);
+            (a[0], a[1]) = (share(0), share(1));
+            (b[0], b[1]) = (share(2), share(3));
         }
     }
 }

@@ -76,21 +76,35 @@ fn shifted(x: &Tensor, dim: usize) -> Result<Tensor> {
 /// Numbers of a row whose exponentials are added in the row's own precision; the blocks are added
 /// in f64.
 const BLOCK: usize = 512;
+/// Sums that run side by side.
+const LANES: usize = 32;
 
 /// The maximum of a row and the logarithm of the sum of exponentials.
 #[inline(always)]
 pub(crate) fn log_sum_exp<T: Scalar>(x: &[T]) -> (T, T) {
     let top = max(x);
     let mut total = 0.0;
-    let mut buffer = [T::ZERO; BLOCK];
     for x in x.chunks(BLOCK) {
-        let block = &mut buffer[..x.len()];
-        for (y, x) in block.iter_mut().zip(x) {
-            *y = (*x - top).exp();
-        }
-        total += sum(block, |y| y).to_f64();
+        total += sum(x, |x| (x - top).exp_of_negative()).to_f64();
     }
     (top, T::from_f64(total.ln()))
+}
+
+/// `y = e^(x - top)`, `top` being the maximum; gives the sum.
+#[inline(always)]
+fn exponentials_of<T: Scalar>(x: &[T], top: T, y: &mut [T]) -> f64 {
+    let mut total = 0.0;
+    for (x, y) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)) {
+        let mut lanes = Lanes::new(top);
+        let (full, mut places) = (x.chunks_exact(LANES), y.chunks_exact_mut(LANES));
+        let rest = full.remainder();
+        for (x, y) in full.zip(&mut places) {
+            lanes.add(x, y);
+        }
+        lanes.add(rest, places.into_remainder());
+        total += lanes.sum();
+    }
+    total
 }
 
 /// `x <- e^(x - top)` in place; gives the sum.
@@ -98,12 +112,50 @@ pub(crate) fn log_sum_exp<T: Scalar>(x: &[T]) -> (T, T) {
 pub(crate) fn exponentials<T: Scalar>(x: &mut [T], top: T) -> f64 {
     let mut total = 0.0;
     for block in x.chunks_mut(BLOCK) {
-        for x in block.iter_mut() {
-            *x = (*x - top).exp();
+        let mut lanes = Lanes::new(top);
+        let mut full = block.chunks_exact_mut(LANES);
+        for x in &mut full {
+            let old: [T; LANES] = std::array::from_fn(|l| x[l]);
+            lanes.add(&old, x);
         }
-        total += sum(block, |x| x).to_f64();
+        let rest = full.into_remainder();
+        let mut old = [T::ZERO; LANES];
+        let old = &mut old[..rest.len()];
+        old.copy_from_slice(rest);
+        lanes.add(old, rest);
+        total += lanes.sum();
     }
     total
+}
+
+/// Sums of exponentials that run side by side.
+struct Lanes<T> {
+    top: T,
+    sums: [T; LANES],
+}
+
+impl<T: Scalar> Lanes<T> {
+    #[inline(always)]
+    fn new(top: T) -> Self {
+        Self {
+            top,
+            sums: [T::ZERO; LANES],
+        }
+    }
+
+    /// `y = e^(x - top)` of at most as many numbers as there are sums.
+    #[inline(always)]
+    fn add(&mut self, x: &[T], y: &mut [T]) {
+        for ((x, y), sum) in x.iter().zip(y).zip(&mut self.sums) {
+            *y = (*x - self.top).exp_of_negative();
+            *sum = *sum + *y;
+        }
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> f64 {
+        sum(&self.sums, |x| x).to_f64()
+    }
 }
 
 /// Softmax, or its logarithm, of one row.
@@ -117,8 +169,7 @@ fn forward_row<T: Scalar, const LOG: bool>(x: &[T], y: &mut [T]) {
         return;
     }
     let top = max(x);
-    y.copy_from_slice(x);
-    let scale = T::from_f64(1.0 / exponentials(y, top));
+    let scale = T::from_f64(1.0 / exponentials_of(x, top, y));
     for y in y {
         *y = *y * scale;
     }
@@ -179,7 +230,7 @@ fn row_gradient<T: Scalar, const LOG: bool>(y: &[T], dy: &[T], dx: &mut [T]) {
     if LOG {
         let total = sum(dy, |g| g);
         for ((y, g), dx) in y.iter().zip(dy).zip(dx) {
-            *dx = *g - y.exp() * total;
+            *dx = *g - y.exp_of_negative() * total;
         }
     } else {
         let total = sum2(y, dy, |y, g| y * g);

@@ -43,6 +43,9 @@ pub struct PeersArgs {
     /// Measure nothing but the peak bytes of one step of this network, in this process.
     #[arg(long, value_name = "NAME", hide = true)]
     pub memory_of: Option<String>,
+    /// Train networks for another process of this program.
+    #[arg(long, hide = true)]
+    pub serve: bool,
 }
 
 /// Kernels against the machine's ceilings.
@@ -58,6 +61,9 @@ pub fn perf(args: &PerfArgs, out: &mut dyn Write) -> Result<()> {
 
 /// Ours against other packages.
 pub fn peers(args: &PeersArgs, out: &mut dyn Write) -> Result<()> {
+    if args.serve {
+        return peers::serve(std::io::stdin().lock(), out);
+    }
     if let Some(slug) = &args.memory_of {
         writeln!(out, "{}", peers::memory(slug)?)?;
         return Ok(());

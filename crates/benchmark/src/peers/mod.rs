@@ -9,7 +9,7 @@ mod nn;
 mod optim;
 mod worker;
 
-pub use networks::memory;
+pub use networks::{memory, serve};
 pub use worker::Worker;
 
 use crate::perf::{median, seconds, with_threads};

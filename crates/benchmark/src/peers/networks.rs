@@ -13,6 +13,7 @@ use nn::models::{
 };
 use optim::{AdamW, AdamWConfig};
 use serde_json::{json, Value};
+use std::io::{BufRead, Write};
 use std::path::Path;
 use std::time::Instant;
 use tensor_core::random::RandomStream;
@@ -314,15 +315,8 @@ pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
             continue;
         }
         let network = (kind.ours)()?;
-        if let Some(stock) = kind.stock {
-            let stock = stock()?;
-            let params = candle_nn::ParamsAdamW {
-                lr: 1e-6,
-                ..Default::default()
-            };
-            let theirs = candle_nn::AdamW::new(variables(&stock), params)?;
-            let sides = (step(&network, adamw(&network)?), step(&stock, theirs));
-            rows(session, kind, "candle_nn", session.threads, sides)?;
+        if kind.stock.is_some() {
+            candle(session, kind, &network)?;
         }
         let mut counts = vec![1, session.threads];
         counts.dedup();
@@ -331,6 +325,73 @@ pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Beside stock candle.
+fn candle(session: &mut Session<'_>, kind: &Kind, network: &Network) -> Result<()> {
+    let threads = session.threads;
+    let mut theirs = Worker::candle(threads, true)?;
+    let answer = theirs.prepare(kind.slug, threads, json!({ "stock": true }))?;
+    let theirs_loss = answer["loss"].as_f64().context("the peer gave no loss")?;
+    let loss = f64::from((network.loss)()?.to_scalar::<f32>()?);
+    ensure!(
+        (loss - theirs_loss).abs() < TOLERANCE * loss.abs(),
+        "the loss {loss} differs from stock candle's {theirs_loss}"
+    );
+    let theirs: Step = Box::new(move || theirs.run_parts());
+    rows(session, kind, "candle_nn", threads, theirs)
+}
+
+/// Trains networks for another process: requests and answers are JSON, one a line.
+///
+/// # Errors
+/// A request that makes no sense, those of the networks, and of reading and writing.
+pub fn serve(input: impl BufRead, out: &mut dyn Write) -> Result<()> {
+    let mut lines = input.lines();
+    while let Some(line) = lines.next() {
+        let request: Value = serde_json::from_str(&line?)?;
+        let slug = request["set"].as_str().context("nothing to set")?;
+        let kind = KINDS.iter().find(|kind| kind.slug == slug);
+        let kind = kind.with_context(|| format!("no network `{slug}`"))?;
+        let threads = request["threads"].as_u64().context("no threads")? as usize;
+        let stock = request["stock"] == json!(true);
+        let network = match (stock, kind.stock) {
+            (true, Some(make)) => make()?,
+            (true, None) => bail!("`{slug}` has no form of stock layers"),
+            (false, _) => (kind.ours)()?,
+        };
+        let loss = (network.loss)()?.to_scalar::<f32>()?;
+        answer(out, &json!({ "loss": loss }))?;
+        let mut step = match stock {
+            true => {
+                let params = candle_nn::ParamsAdamW {
+                    lr: 1e-6,
+                    ..Default::default()
+                };
+                step(
+                    &network,
+                    candle_nn::AdamW::new(variables(&network), params)?,
+                )
+            }
+            false => step(&network, adamw(&network)?),
+        };
+        for line in lines.by_ref() {
+            let request: Value = serde_json::from_str(&line?)?;
+            if request["run"] == json!(true) {
+                let parts = with_threads(threads, &mut step)??;
+                answer(out, &json!({ "parts": parts }))?;
+            } else {
+                answer(out, &json!({}))?;
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn answer(out: &mut dyn Write, value: &Value) -> Result<()> {
+    writeln!(out, "{value}")?;
+    Ok(out.flush()?)
 }
 
 fn torch(session: &mut Session<'_>, kind: &Kind, network: &Network, threads: usize) -> Result<()> {
@@ -349,13 +410,12 @@ fn torch(session: &mut Session<'_>, kind: &Kind, network: &Network, threads: usi
     spec["tensors"] = json!(write(network, &folder.path().join("tensors"))?);
     worker.set(kind.peer, threads, spec.clone())?;
     check(network, &gradients)?;
-    let ours = step(network, adamw(network)?);
     rows(
         session,
         kind,
         "torch",
         threads,
-        (ours, Box::new(|| worker.run_parts())),
+        Box::new(|| worker.run_parts()),
     )?;
     worker.end()?;
     session.worker = Some(worker);
@@ -471,20 +531,21 @@ fn check(network: &Network, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs both sides in turn.
+/// Runs both sides in turn, each in a process of its own.
 fn rows(
     session: &mut Session<'_>,
     kind: &Kind,
     peer: &str,
     threads: usize,
-    (mut ours, mut theirs): (Step<'_>, Step<'_>),
+    mut theirs: Step<'_>,
 ) -> Result<()> {
     tracing::info!(network = kind.title, peer, threads, "measuring");
+    let mut ours = Worker::candle(threads, false)?;
+    ours.set(kind.slug, threads, json!({}))?;
     let mut times = vec![(vec![], vec![]); PARTS.len()];
     // The first round warms both up.
     for round in 0..=session.rounds {
-        let a = with_threads(threads, &mut ours)??;
-        let b = with_threads(threads, &mut theirs)??;
+        let (a, b) = (ours.run_parts()?, theirs()?);
         std::thread::sleep(std::time::Duration::from_millis(20));
         for (times, (a, b)) in times.iter_mut().zip(a.into_iter().zip(b)) {
             if round > 0 {

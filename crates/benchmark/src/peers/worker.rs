@@ -1,4 +1,4 @@
-//! The Python process that runs the peers.
+//! The processes that run the peers.
 
 use anyhow::{bail, Context, Result};
 use serde_json::{json, Value};
@@ -17,7 +17,13 @@ const SCRIPT: &str = concat!(
     "main()\n"
 );
 
-/// A running interpreter with the worker script; it ends when this is dropped.
+/// Where it is set, the program takes the system's allocator instead of its own.
+pub const SYSTEM_ALLOCATOR: &str = "THALWEG_SYSTEM_ALLOCATOR";
+/// How long candle's own threads spin after an operation.
+const SPIN_LIMIT: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
+
+/// A process that runs peers, a Python interpreter with the worker script or this program; it ends
+/// when this is dropped.
 pub struct Worker {
     child: Child,
     input: ChildStdin,
@@ -30,14 +36,37 @@ impl Worker {
     /// # Errors
     /// When the interpreter cannot be started.
     pub fn start(python: &Path) -> Result<Self> {
-        let mut child = Command::new(python)
-            .args(["-u", "-c", SCRIPT])
+        Self::spawn(Command::new(python).args(["-u", "-c", SCRIPT]))
+    }
+
+    /// Starts this program again, to train one of the networks on that many threads, candle's own
+    /// included: of our layers, or of stock ones in the surroundings that a program has which does
+    /// nothing about them (the system's allocator, candle's settings).
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn candle(threads: usize, stock: bool) -> Result<Self> {
+        let this = std::env::current_exe().context("this program has no path")?;
+        let mut command = Command::new(this);
+        command.args(["peers", "--serve"]);
+        for name in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
+            command.env(name, threads.to_string());
+        }
+        if stock {
+            command.env(SYSTEM_ALLOCATOR, "1").env_remove(SPIN_LIMIT);
+        }
+        Self::spawn(&mut command)
+    }
+
+    fn spawn(command: &mut Command) -> Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start `{}`", python.display()))?;
+            .with_context(|| format!("cannot start `{name}`"))?;
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-            bail!("`{}` has no pipes", python.display());
+            bail!("`{name}` has no pipes");
         };
         Ok(Self {
             child,
@@ -50,12 +79,19 @@ impl Worker {
     ///
     /// # Errors
     /// What the operation raised, or that the process ended.
-    pub fn set(&mut self, operation: &str, threads: usize, mut spec: Value) -> Result<()> {
+    pub fn set(&mut self, operation: &str, threads: usize, spec: Value) -> Result<()> {
+        self.prepare(operation, threads, spec).map(|_| ())
+    }
+
+    /// [`set`](Self::set), with what was answered.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub fn prepare(&mut self, operation: &str, threads: usize, mut spec: Value) -> Result<Value> {
         spec["set"] = json!(operation);
         spec["threads"] = json!(threads);
         self.ask(&spec)
-            .with_context(|| format!("the peer `{operation}` cannot be prepared"))?;
-        Ok(())
+            .with_context(|| format!("the peer `{operation}` cannot be prepared"))
     }
 
     /// Runs the prepared operation once and gives its seconds.
@@ -86,14 +122,14 @@ impl Worker {
     }
 
     fn ask(&mut self, request: &Value) -> Result<Value> {
-        writeln!(self.input, "{request}").context("the Python process has ended")?;
+        writeln!(self.input, "{request}").context("the peer's process has ended")?;
         let mut line = String::new();
         if self.output.read_line(&mut line)? == 0 {
             let status = self.child.wait()?;
-            bail!("the Python process ended with {status}");
+            bail!("the peer's process ended with {status}");
         }
         let answer: Value = serde_json::from_str(&line)
-            .with_context(|| format!("the Python process answered `{}`", line.trim()))?;
+            .with_context(|| format!("the peer's process answered `{}`", line.trim()))?;
         match answer.get("error") {
             Some(error) => bail!("{error}"),
             None => Ok(answer),

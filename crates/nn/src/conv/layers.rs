@@ -3,13 +3,14 @@
 use super::geometry::{Geometry, Settings};
 use super::maps;
 use crate::activation::Activation;
-use crate::kernel::{has_kernel, pieces, sum, tensor, total, vectorized, Computed, Scalar, View};
-use crate::linear::{check_bias, same_dtype};
+use crate::kernel::{has_kernel, pieces, sum, tensor, vectorized, Computed, Scalar, View};
+use crate::linear::{check_bias, same_dtype, sum_rows};
 use crate::{Error, Result};
-use candle_core::{DType, Module, Shape, Tensor};
+use candle_core::{DType, Module, Tensor};
 use candle_nn::{
     Conv1dConfig, Conv2dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig, Init, VarBuilder,
 };
+use rayon::prelude::*;
 use tensor_core::autograd::keeps_graph;
 
 /// Weight, bias and activation of every layer.
@@ -130,41 +131,95 @@ impl Module for Conv1d {
     }
 }
 
-impl Module for Conv2d {
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let Conv2dConfig {
-            padding,
-            stride,
-            dilation,
-            groups,
-            cudnn_fwd_algo,
-        } = self.config;
+impl Conv2d {
+    /// The same convolution without its bias.
+    pub(crate) fn without_bias(&self) -> Self {
+        let mut plain = self.clone();
+        plain.parameters.bias = None;
+        plain
+    }
+
+    /// `f(x * w + bias + shift)` with a number for each channel of each image, `shift` `[B, out]`: how
+    /// a denoiser is told its level. One pass, like [`forward`](Module::forward).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] and [`Error::DType`] when tensors do not fit.
+    pub fn forward_shifted(&self, x: &Tensor, shift: &Tensor) -> Result<Tensor> {
+        let (geometry, _) = self.geometry(x)?;
+        let expected = [geometry.batch, geometry.groups * geometry.outputs];
+        if shift.dims() != expected {
+            let expected = format!("{expected:?}, images and channels");
+            return Err(Error::shape("shift", shift.dims(), expected));
+        }
+        let bias = self.parameters.bias.as_ref();
+        check_bias(bias, expected[1])?;
+        let added = match bias {
+            Some(bias) => {
+                same_dtype(x, [Some(bias), Some(shift)])?;
+                shift.broadcast_add(bias)?
+            }
+            None => shift.clone(),
+        };
+        self.run(x, Some(&added))
+    }
+
+    /// `f(x * w + bias + onto)` with `onto` of the shape of the result: the end of a residual block. One
+    /// pass in a layer without a bias.
+    ///
+    /// # Errors
+    /// As [`forward_shifted`](Self::forward_shifted).
+    pub fn forward_onto(&self, x: &Tensor, onto: &Tensor) -> Result<Tensor> {
+        let (geometry, _) = self.geometry(x)?;
+        let shape = geometry.output_shape();
+        if onto.shape() != &shape {
+            let expected = format!("{:?}, as the result", shape.dims());
+            return Err(Error::shape("summand", onto.dims(), expected));
+        }
+        let Some(bias) = &self.parameters.bias else {
+            return self.run(x, Some(onto));
+        };
+        check_bias(Some(bias), geometry.groups * geometry.outputs)?;
+        same_dtype(x, [Some(bias), Some(onto)])?;
+        let onto = onto.broadcast_add(&bias.reshape((1, (), 1, 1))?)?;
+        self.run(x, Some(&onto))
+    }
+
+    fn geometry(&self, x: &Tensor) -> Result<(Geometry, Conv2dConfig)> {
+        let config = self.config;
         let settings = Settings {
             rank: 2,
-            stride,
-            padding,
-            dilation,
-            groups,
+            stride: config.stride,
+            padding: config.padding,
+            dilation: config.dilation,
+            groups: config.groups,
             output_padding: 0,
         };
-        let geometry = Geometry::forward(x, self.weight(), &settings)?;
+        Ok((Geometry::forward(x, self.weight(), &settings)?, config))
+    }
+
+    fn run(&self, x: &Tensor, added: Option<&Tensor>) -> Result<Tensor> {
+        let (geometry, config) = self.geometry(x)?;
         let by_candle = |x: &Tensor| {
             x.conv2d_with_algo(
                 self.weight(),
-                padding,
-                stride,
-                dilation,
-                groups,
-                cudnn_fwd_algo,
+                config.padding,
+                config.stride,
+                config.dilation,
+                config.groups,
+                config.cudnn_fwd_algo,
             )
         };
-        Ok(run(
-            x,
-            &self.parameters,
-            geometry,
-            maps::Map::Forward,
-            by_candle,
-        )?)
+        let map = (geometry, maps::Map::Forward);
+        run_with(x, &self.parameters, added, map, by_candle)
+    }
+}
+
+impl Module for Conv2d {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let (geometry, _) = self.geometry(x)?;
+        let bias = self.parameters.bias.as_ref();
+        check_bias(bias, geometry.groups * geometry.outputs)?;
+        Ok(self.run(x, bias)?)
     }
 }
 
@@ -251,25 +306,39 @@ fn run(
     map: maps::Map,
     by_candle: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
 ) -> Result<Tensor> {
+    let bias = parameters.bias.as_ref();
+    check_bias(bias, channels(&geometry, map))?;
+    run_with(x, parameters, bias, (geometry, map), by_candle)
+}
+
+/// Channels of the result.
+fn channels(g: &Geometry, map: maps::Map) -> usize {
+    match map {
+        maps::Map::Forward => g.groups * g.outputs,
+        maps::Map::Transposed => g.groups * g.inputs,
+    }
+}
+
+/// `f(map(x) + added)`, where `added` has a number for each channel, one for each channel of each
+/// image, or the shape of the result.
+fn run_with(
+    x: &Tensor,
+    parameters: &Parameters,
+    added: Option<&Tensor>,
+    (geometry, map): (Geometry, maps::Map),
+    by_candle: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
+) -> Result<Tensor> {
     let Parameters {
-        weight,
-        bias,
-        activation,
+        weight, activation, ..
     } = parameters;
-    let bias = bias.as_ref();
-    let channels = match map {
-        maps::Map::Forward => geometry.groups * geometry.outputs,
-        maps::Map::Transposed => geometry.groups * geometry.inputs,
-    };
-    check_bias(bias, channels)?;
-    same_dtype(x, [Some(weight), bias])?;
+    same_dtype(x, [Some(weight), added])?;
     if has_kernel(x) && !keeps_graph()? {
         // What the activation's derivative needs must be the output.
         let (fused, after) = match activation.keeps_output() {
             true => (*activation, Activation::Identity),
             false => (Activation::Identity, *activation),
         };
-        let arguments = (x, weight, bias);
+        let arguments = (x, weight, added);
         let y = match x.dtype() {
             DType::F64 => node::<f64>(arguments, fused, geometry, map)?,
             _ => node::<f32>(arguments, fused, geometry, map)?,
@@ -281,11 +350,14 @@ fn run(
         (true, maps::Map::Transposed) => maps::input_gradient(x, weight, geometry)?,
         (false, _) => by_candle(&x.contiguous()?)?,
     };
-    let z = match bias {
-        Some(bias) => {
-            let mut dims = vec![1; z.rank()];
-            dims[1] = channels;
-            z.broadcast_add(&bias.reshape(dims)?)?
+    let z = match added {
+        Some(added) => {
+            let mut dims = added.dims().to_vec();
+            if added.rank() == 1 {
+                dims.insert(0, 1);
+            }
+            dims.resize(z.rank(), 1);
+            z.broadcast_add(&added.reshape(dims)?)?
         }
         None => z,
     };
@@ -296,20 +368,20 @@ type Arguments<'a> = (&'a Tensor, &'a Tensor, Option<&'a Tensor>);
 
 /// The fused node.
 fn node<T: Scalar>(
-    (x, weight, bias): Arguments<'_>,
+    (x, weight, added): Arguments<'_>,
     activation: Activation,
     g: Geometry,
     map: maps::Map,
 ) -> Result<Tensor> {
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    let bias = bias.map(Tensor::contiguous).transpose()?;
+    let added = added.map(Tensor::contiguous).transpose()?;
     let (y, shape) = match map {
         maps::Map::Forward => (
-            maps::forward::<T>(&x, &weight, bias.as_ref(), activation, &g)?,
+            maps::forward::<T>(&x, &weight, added.as_ref(), activation, &g)?,
             g.output_shape(),
         ),
         maps::Map::Transposed => (
-            maps::transposed::<T>(&x, &weight, bias.as_ref(), activation, &g)?,
+            maps::transposed::<T>(&x, &weight, added.as_ref(), activation, &g)?,
             g.input_shape(),
         ),
     };
@@ -317,8 +389,8 @@ fn node<T: Scalar>(
         gradients::<T>(arguments, y, dy, activation, &g, map)
     };
     let node = Computed::new("convolution", y, &shape, backward);
-    Ok(match &bias {
-        Some(bias) => x.apply_op3(&weight, bias, node)?,
+    Ok(match &added {
+        Some(added) => x.apply_op3(&weight, added, node)?,
         None => x.apply_op2(&weight, node)?,
     })
 }
@@ -333,7 +405,13 @@ fn gradients<T: Scalar>(
 ) -> Result<Vec<Option<Tensor>>> {
     let (x, weight) = (arguments[0], arguments[1]);
     let wanted = |i: usize| arguments.get(i).is_some_and(|t| t.track_op());
-    let (dz, db) = output_gradient::<T>(y, dy, activation, wanted(2))?;
+    let added = arguments.get(2).filter(|t| t.track_op());
+    let (dz, planes) =
+        output_gradient::<T>(y, dy, activation, added.is_some_and(|t| t.rank() <= 2))?;
+    let da = match added {
+        Some(added) => Some(added_gradient(added, &dz, planes)?),
+        None => None,
+    };
     let dx = match (wanted(0), map) {
         (false, _) => None,
         (true, maps::Map::Forward) => {
@@ -358,84 +436,72 @@ fn gradients<T: Scalar>(
         }
         false => None,
     };
-    let db = db
-        .map(|db| tensor(db, &Shape::from(arguments[2].dims())))
-        .transpose()?;
-    Ok(vec![dx, dw, db])
+    Ok(vec![dx, dw, da])
 }
 
-/// `dz = dy f'`, and its sums over everything but the channels in the same pass.
+/// The gradient of what was added, from the sums of the planes of `dz`.
+fn added_gradient<T: Scalar>(added: &Tensor, dz: &Tensor, planes: Vec<T>) -> Result<Tensor> {
+    match added.rank() {
+        1 => {
+            let channels = added.elem_count();
+            tensor(sum_rows(&planes, channels), added.shape())
+        }
+        2 => tensor(planes, added.shape()),
+        _ => Ok(dz.clone()),
+    }
+}
+
+/// `dz = dy f'`, and the sum of each of its planes in the same pass, where they are wanted.
 fn output_gradient<T: Scalar>(
     y: &Tensor,
     dy: &Tensor,
     activation: Activation,
     sums: bool,
-) -> Result<(Tensor, Option<Vec<T>>)> {
-    let channels = y.dims()[1];
+) -> Result<(Tensor, Vec<T>)> {
     let plane: usize = y.dims()[2..].iter().product();
     let identity = activation == Activation::Identity;
     if identity && !sums {
-        return Ok((dy.clone(), None));
+        return Ok((dy.clone(), vec![]));
     }
     let (yv, dyv) = (View::new(y)?, View::new(dy)?);
     let (y, g) = (yv.slice::<T>()?, dyv.slice::<T>()?);
-    let width = channels * plane;
-    let mut db = vec![];
-    let mut dz = dy.clone();
     if identity {
-        use rayon::prelude::*;
-        let parts: Vec<Vec<T>> = g
-            .par_chunks(width)
-            .map(|g| {
-                vectorized(
-                    #[inline(always)]
-                    || plane_sums(g, plane),
-                )
-            })
-            .collect();
-        db = total(channels, parts);
-    } else {
-        let out = crate::kernel::filled(g.len(), |dz| {
-            let parts = pieces(dz, width, |first, dz| {
-                let range = first * width..first * width + dz.len();
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        activation.gradient(&y[range.clone()], &g[range], dz);
-                        match sums {
-                            true => image_sums(dz, channels, plane),
-                            false => vec![],
-                        }
-                    },
-                )
-            });
-            db = total(channels, parts);
+        let mut planes = vec![T::ZERO; g.len() / plane];
+        let few = crate::kernel::piece_of(plane);
+        let parts = planes.par_chunks_mut(few).zip(g.par_chunks(few * plane));
+        parts.for_each(|(sums, g)| {
+            vectorized(
+                #[inline(always)]
+                || plane_sums(g, plane, sums),
+            );
         });
-        dz = tensor(out, dy.shape())?;
+        return Ok((dy.clone(), planes));
     }
-    Ok((dz, sums.then_some(db)))
+    let mut planes = vec![];
+    let out = crate::kernel::filled(g.len(), |dz| {
+        let parts = pieces(dz, plane, |first, dz| {
+            let range = first * plane..first * plane + dz.len();
+            vectorized(
+                #[inline(always)]
+                || {
+                    activation.gradient(&y[range.clone()], &g[range], dz);
+                    let mut part = vec![T::ZERO; if sums { dz.len() / plane } else { 0 }];
+                    plane_sums(dz, plane, &mut part);
+                    part
+                },
+            )
+        });
+        planes = parts.concat();
+    });
+    Ok((tensor(out, dy.shape())?, planes))
 }
 
 /// The sum of each plane.
 #[inline(always)]
-fn plane_sums<T: Scalar>(image: &[T], plane: usize) -> Vec<T> {
-    let mut sums = Vec::with_capacity(image.len() / plane);
-    for plane in image.chunks_exact(plane) {
-        sums.push(sum(plane, |g| g));
+fn plane_sums<T: Scalar>(image: &[T], plane: usize, sums: &mut [T]) {
+    for (s, plane) in sums.iter_mut().zip(image.chunks_exact(plane)) {
+        *s = sum(plane, |g| g);
     }
-    sums
-}
-
-/// The sums of the planes of each channel over images.
-#[inline(always)]
-fn image_sums<T: Scalar>(images: &[T], channels: usize, plane: usize) -> Vec<T> {
-    let mut sums = vec![T::ZERO; channels];
-    for image in images.chunks_exact(channels * plane) {
-        for (total, plane) in sums.iter_mut().zip(image.chunks_exact(plane)) {
-            *total = *total + sum(plane, |g| g);
-        }
-    }
-    sums
 }
 
 fn uniform(bound: f64) -> Init {

@@ -4,7 +4,7 @@ use super::geometry::Geometry;
 use super::plan::{self, Pass, Source, OVERHANG};
 use super::tiles::{panels, Correlate, Outer, PAD, PANEL};
 use crate::activation::Activation;
-use crate::kernel::{filled, sum2, vectorized, Computed, Scalar, View};
+use crate::kernel::{filled, sum2, transpose, vectorized, Computed, Matrix, Scalar, View};
 use crate::Result;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -102,40 +102,43 @@ pub(super) enum Map {
     Transposed,
 }
 
-/// `f(x * w + bias)`; contiguous operands, values only.
+/// `f(x * w + added)`; contiguous operands, values only.
 pub(super) fn forward<T: Scalar>(
     x: &Tensor,
     w: &Tensor,
-    bias: Option<&Tensor>,
+    added: Option<&Tensor>,
     activation: Activation,
     g: &Geometry,
 ) -> Result<Vec<T>> {
-    correlation(Map::Forward, [x, w], bias, activation, g)
+    correlation(Map::Forward, [x, w], added, activation, g)
 }
 
-/// `f(w^T * dy + bias)`; contiguous operands, values only.
+/// `f(w^T * dy + added)`; contiguous operands, values only.
 pub(super) fn transposed<T: Scalar>(
     dy: &Tensor,
     w: &Tensor,
-    bias: Option<&Tensor>,
+    added: Option<&Tensor>,
     activation: Activation,
     g: &Geometry,
 ) -> Result<Vec<T>> {
-    correlation(Map::Transposed, [dy, w], bias, activation, g)
+    correlation(Map::Transposed, [dy, w], added, activation, g)
 }
 
 fn correlation<T: Scalar>(
     map: Map,
     [input, weight]: [&Tensor; 2],
-    bias: Option<&Tensor>,
+    added: Option<&Tensor>,
     activation: Activation,
     g: &Geometry,
 ) -> Result<Vec<T>> {
     let (iv, wv) = (View::new(input)?, View::new(weight)?);
-    let bv = bias.map(View::new).transpose()?;
+    let av = added.map(View::new).transpose()?;
     let correlation = Correlation {
         input: iv.slice()?,
-        bias: bv.as_ref().map(View::slice::<T>).transpose()?,
+        added: match (&av, added) {
+            (Some(view), Some(added)) => Added::new(view.slice()?, added.rank()),
+            _ => Added::Nothing,
+        },
         activation,
         outputs: match map {
             Map::Forward => g.outputs,
@@ -203,10 +206,43 @@ impl<T: Scalar> Packed<T> {
     }
 }
 
+/// What is added to the result of a correlation.
+#[derive(Clone, Copy)]
+enum Added<'a, T> {
+    Nothing,
+    /// A number for each channel.
+    Channels(&'a [T]),
+    /// A number for each channel of each image.
+    Planes(&'a [T]),
+    /// As many numbers as the result has.
+    All(&'a [T]),
+}
+
+impl<'a, T: Scalar> Added<'a, T> {
+    fn new(data: &'a [T], rank: usize) -> Self {
+        match rank {
+            1 => Added::Channels(data),
+            2 => Added::Planes(data),
+            _ => Added::All(data),
+        }
+    }
+
+    /// To the channels from `first` of the group in place `image` of all groups of all images.
+    fn piece(self, (image, first): (usize, usize), c: &Correlation<'_, T>) -> Self {
+        let at = image * c.outputs + first;
+        match self {
+            Added::Nothing => self,
+            Added::Channels(all) => Added::Channels(&all[image % c.groups * c.outputs + first..]),
+            Added::Planes(all) => Added::Planes(&all[at..]),
+            Added::All(all) => Added::All(&all[at * c.size[0] * c.size[1]..]),
+        }
+    }
+}
+
 /// A batch of images, each group correlated with its weights.
 struct Correlation<'a, T> {
     input: &'a [T],
-    bias: Option<&'a [T]>,
+    added: Added<'a, T>,
     activation: Activation,
     /// Channels of the result in a group.
     outputs: usize,
@@ -257,10 +293,10 @@ impl<T: Scalar> Correlation<'_, T> {
                     line: packed.pass.line(source.pitch),
                     stride,
                 });
-                let bias = self.bias.map(|b| &b[group * self.outputs + first..]);
+                let added = self.added.piece((image, first), self);
                 vectorized(
                     #[inline(always)]
-                    || self.scatter(&packed.pass, source.pitch, (lines, stride), bias, out),
+                    || self.scatter(&packed.pass, source.pitch, (lines, stride), added, out),
                 );
             }
             vectorized(
@@ -270,31 +306,50 @@ impl<T: Scalar> Correlation<'_, T> {
         });
     }
 
-    /// From lines to the result, with the bias.
+    /// From lines to the result, with what is added.
     #[inline(always)]
     fn scatter(
         &self,
         pass: &Pass,
         pitch: usize,
         (lines, stride): (&[T], usize),
-        bias: Option<&[T]>,
+        added: Added<'_, T>,
         out: &mut [T],
     ) {
         let [h, w] = self.size;
         let [rows, cols] = pass.grid;
         for (c, plane) in out.chunks_exact_mut(h * w).enumerate() {
-            let bias = bias.map_or(T::ZERO, |b| b[c]);
+            let bias = match added {
+                Added::Channels(numbers) | Added::Planes(numbers) => numbers[c],
+                Added::Nothing | Added::All(_) => T::ZERO,
+            };
             for i in 0..rows {
                 let from = &lines[c * stride + i * pitch..][..cols];
                 let at = (pass.start[0] + i * pass.step[0]) * w + pass.start[1];
-                if pass.step[1] == 1 {
-                    let to = &mut plane[at..at + cols];
-                    for (to, x) in to.iter_mut().zip(from) {
-                        *to = *x + bias;
+                let step = pass.step[1];
+                match (added, step) {
+                    (Added::All(all), 1) => {
+                        let onto = &all[c * h * w + at..][..cols];
+                        for ((to, x), y) in plane[at..at + cols].iter_mut().zip(from).zip(onto) {
+                            *to = *x + *y;
+                        }
                     }
-                } else {
-                    for (to, x) in plane[at..].iter_mut().step_by(pass.step[1]).zip(from) {
-                        *to = *x + bias;
+                    (Added::All(all), _) => {
+                        let onto = all[c * h * w + at..].iter().step_by(step);
+                        let to = plane[at..].iter_mut().step_by(step);
+                        for ((to, x), y) in to.zip(from).zip(onto) {
+                            *to = *x + *y;
+                        }
+                    }
+                    (_, 1) => {
+                        for (to, x) in plane[at..at + cols].iter_mut().zip(from) {
+                            *to = *x + bias;
+                        }
+                    }
+                    _ => {
+                        for (to, x) in plane[at..].iter_mut().step_by(step).zip(from) {
+                            *to = *x + bias;
+                        }
                     }
                 }
             }
@@ -428,7 +483,8 @@ impl<T: Scalar> WeightSums<'_, T> {
         let mut across = vec![T::ZERO; plane * width];
         for image in images {
             self.source.fill(image_of(image), &mut padded);
-            transpose(gradient_of(image), plane, &mut across, width);
+            let dy = Matrix::new(gradient_of(image), n, plane);
+            transpose(&dy, &mut across, width, false);
             pulp::Arch::new().dispatch(Outer {
                 offsets: self.offsets,
                 k: self.k,
@@ -458,30 +514,6 @@ impl<T: Scalar> WeightSums<'_, T> {
             }
             for (sum, offset) in sums.iter_mut().zip(self.offsets) {
                 *sum = *sum + sum2(spread, &padded[*offset..*offset + line], |a, b| a * b);
-            }
-        }
-    }
-}
-
-/// `[rows, n]` into `[n, width]`, in tiles that stay in the first-level cache.
-fn transpose<T: Copy>(from: &[T], n: usize, to: &mut [T], width: usize) {
-    const COLS: usize = 32;
-    const ROWS: usize = 8;
-    for j0 in (0..n).step_by(COLS) {
-        let cols = COLS.min(n - j0);
-        let mut eights = from.chunks_exact(ROWS * n);
-        let mut first = 0;
-        for rows in &mut eights {
-            let lines: [&[T]; ROWS] = std::array::from_fn(|r| &rows[r * n + j0..][..cols]);
-            for j in 0..cols {
-                let eight: [T; ROWS] = std::array::from_fn(|r| lines[r][j]);
-                to[(j0 + j) * width + first..][..ROWS].copy_from_slice(&eight);
-            }
-            first += ROWS;
-        }
-        for (r, line) in eights.remainder().chunks_exact(n).enumerate() {
-            for (j, x) in line[j0..j0 + cols].iter().enumerate() {
-                to[(j0 + j) * width + first + r] = *x;
             }
         }
     }

@@ -1,7 +1,8 @@
 //! Elementary functions that loops over f32 can be vectorized over: no branch, no call.
 //!
 //! The f32 forms are accurate to a few units in the last place (the normal distribution function
-//! to 4e-7); f64 calls the standard library.
+//! to 2e-7); f64 calls the standard library. Polynomials are summed by fused multiplications, which
+//! round the same way in vectors, in tails and on processors that have to emulate them.
 
 use super::Real;
 
@@ -9,6 +10,8 @@ use super::Real;
 pub(crate) trait Math: Real {
     /// `e^x`; 0 for `-inf`.
     fn exp(self) -> Self;
+    /// `e^x` for `x <= 0`.
+    fn exp_of_negative(self) -> Self;
     /// `ln(1 + x)` for `0 <= x <= 1`.
     fn ln_1p_unit(self) -> Self;
     fn tanh(self) -> Self;
@@ -18,7 +21,7 @@ pub(crate) trait Math: Real {
     #[inline(always)]
     fn sigmoid(self) -> Self {
         // e^-|x| cannot overflow.
-        let e = (-self.abs()).exp();
+        let e = (-self.abs()).exp_of_negative();
         let small = e / (Self::ONE + e);
         let large = Self::ONE / (Self::ONE + e);
         Self::select(self < Self::ZERO, small, large)
@@ -27,38 +30,46 @@ pub(crate) trait Math: Real {
     #[inline(always)]
     fn softplus(self) -> Self {
         let positive = Self::select(self < Self::ZERO, Self::ZERO, self);
-        positive + (-self.abs()).exp().ln_1p_unit()
+        positive + (-self.abs()).exp_of_negative().ln_1p_unit()
     }
 }
 
 /// Horner's rule, highest power first.
 macro_rules! horner {
     ($x:expr; $first:expr $(, $rest:expr)*) => {{
-        let x = $x;
-        let p = $first;
-        $(let p = p * x + $rest;)*
+        let x: f32 = $x;
+        let p: f32 = $first;
+        $(let p = p.mul_add(x, $rest);)*
         p
     }};
+}
+
+/// Added to a float, leaves its nearest integer in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// `2^n` of `n + ROUND`.
+#[inline(always)]
+fn power_of_two(shifted: f32) -> f32 {
+    f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }
 
 impl Math for f32 {
     #[inline(always)]
     fn exp(self) -> f32 {
+        f32::select(self > 88.0, f32::INFINITY, self.exp_of_negative())
+    }
+
+    #[inline(always)]
+    fn exp_of_negative(self) -> f32 {
         // x = n ln 2 + r with |r| <= ln 2 / 2, and n as the low bits of a float.
-        const ROUND: f32 = 12_582_912.0;
-        const LN2_HIGH: f32 = 0.693_359_4;
-        const LN2_LOW: f32 = -2.121_944_4e-4;
-        let x = f32::select(self > 88.0, 88.0, self);
-        let x = f32::select(x < -87.0, -87.0, x);
-        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        const LN2_HIGH: f32 = 0.693_145_75;
+        const LN2_LOW: f32 = 1.428_606_8e-6;
+        let shifted = self.mul_add(std::f32::consts::LOG2_E, ROUND);
         let n = shifted - ROUND;
-        let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-        // The Taylor polynomial: 1e-8 at ln 2 / 2.
-        let p = horner!(r; 1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0);
-        let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
-        let y = p * scale;
-        let y = f32::select(self < -87.0, 0.0, y);
-        f32::select(self > 88.0, f32::INFINITY, y)
+        let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, self));
+        // The best polynomial of this degree on the interval: 2e-9.
+        let p = horner!(r; 0.001_383_679_3, 0.008_374_857, 0.041_668_23, 0.166_664_2, 0.499_999_9, 1.0, 1.0);
+        f32::select(self < -87.0, 0.0, p * power_of_two(shifted))
     }
 
     #[inline(always)]
@@ -84,12 +95,21 @@ impl Math for f32 {
 
     #[inline(always)]
     fn normal(self) -> (f32, f32) {
-        // Abramowitz and Stegun 7.1.26 for the tail of the error function.
         let a = self.abs();
-        let e = Math::exp(-0.5 * (a * a));
-        let t = 1.0 / (1.0 + 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2 * a);
-        let p = horner!(t; 1.061_405_4, -1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6, 0.0);
-        let tail = 0.5 * (p * e);
+        // e^(-a^2/2) to 2e-7 where it matters, which takes less than `exp`.
+        let h = -0.5 * (a * a);
+        let shifted = h.mul_add(std::f32::consts::LOG2_E, ROUND);
+        let r = (shifted - ROUND).mul_add(-std::f32::consts::LN_2, h);
+        let p = horner!(r; 0.008_297_62, 0.041_915_626, 0.166_675_76, 0.499_988_9, 0.999_999_7, 1.000_000_1);
+        let e = f32::select(h < -87.0, 0.0, p * power_of_two(shifted));
+        // The tail is e times Mills' ratio, which bends little: the best polynomial for the product
+        // up to 6, beyond which e is below 2e-8.
+        let bounded = f32::select(a > 6.0, 6.0, a);
+        let p = horner!(bounded;
+            -3.155_426_5e-7, 7.708_771e-6, -8.477_092e-5, 5.636_524_3e-4, -2.590_089_6e-3,
+            9.003_846e-3, -0.025_471_816, 0.061_923_932, -0.132_805_78, 0.249_972_57,
+            -0.398_940_6, 0.499_999_97);
+        let tail = p * e;
         let cdf = f32::select(self < 0.0, tail, 1.0 - tail);
         (cdf, 0.398_942_3 * e)
     }
@@ -98,6 +118,11 @@ impl Math for f32 {
 impl Math for f64 {
     #[inline(always)]
     fn exp(self) -> f64 {
+        f64::exp(self)
+    }
+
+    #[inline(always)]
+    fn exp_of_negative(self) -> f64 {
         f64::exp(self)
     }
 
@@ -147,7 +172,7 @@ mod tests {
             let x = 8.0 * i as f32 / n as f32;
             let (cdf, density) = Math::normal(x);
             let (c, d) = Math::normal(f64::from(x));
-            assert!((f64::from(cdf) - c).abs() < 4e-7 && (f64::from(density) - d).abs() < 1e-7);
+            assert!((f64::from(cdf) - c).abs() < 2e-7 && (f64::from(density) - d).abs() < 1e-7);
         }
     }
 

@@ -8,8 +8,8 @@ mod rows;
 
 pub(crate) use lanes::Lanes;
 pub(crate) use math::Math;
-pub(crate) use product::{product, Matrix, Onto};
-pub(crate) use rows::{filled, max, piece_of, pieces, sum, sum2, total};
+pub(crate) use product::{product, transpose, Matrix, Onto};
+pub(crate) use rows::{filled, max, moments, piece_of, pieces, positive, sum, sum2, total};
 
 use crate::{Error, Result};
 use candle_core::{
@@ -129,8 +129,9 @@ pub(crate) fn host(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(local.to_dtype(DType::F64)?.to_vec1()?)
 }
 
-/// Runs `body` compiled for the widest vector unit of this processor. No kernel fuses a
-/// multiplication with an addition, so the bits do not depend on the choice.
+/// Runs `body` compiled for the widest vector unit of this processor. Multiplications are fused with
+/// additions only where the code says so, and then everywhere: a vector and the scalars after it
+/// round alike.
 #[inline(always)]
 pub(crate) fn vectorized<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)

@@ -41,6 +41,37 @@ pub(crate) fn sum2<T: Scalar>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
     fold(lanes)
 }
 
+/// The sums of `x - shift` and of its square, in f64 and in a fixed order. One pass gives mean and
+/// variance without loss as long as the shift is some deviations from the mean at most.
+#[inline(always)]
+pub(crate) fn moments<T: Scalar>(x: &[T], shift: f64) -> (f64, f64) {
+    const WIDE: usize = LANES / 2;
+    let (mut sums, mut squares) = ([0.0; WIDE], [0.0; WIDE]);
+    let full = x.chunks_exact(WIDE);
+    for (l, x) in full.remainder().iter().enumerate() {
+        let d = x.to_f64() - shift;
+        (sums[l], squares[l]) = (d, d * d);
+    }
+    for x in full {
+        for l in 0..WIDE {
+            let d = x[l].to_f64() - shift;
+            sums[l] += d;
+            squares[l] += d * d;
+        }
+    }
+    (sums.into_iter().sum(), squares.into_iter().sum())
+}
+
+/// A variance that rounding has brought below 0 is 0; NaN stays.
+#[inline(always)]
+pub(crate) fn positive(variance: f64) -> f64 {
+    if variance < 0.0 {
+        0.0
+    } else {
+        variance
+    }
+}
+
 /// The largest element; NaN is passed over (unless it is the first), as it shows in what is computed
 /// next.
 #[inline(always)]

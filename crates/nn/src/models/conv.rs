@@ -1,6 +1,6 @@
 //! Convolutional networks for small images.
 
-use super::layers::{conv, finish, linear, BatchNormKind};
+use super::layers::{conv, linear, BatchNormKind};
 use crate::activation::Activation;
 use crate::conv::Conv2d;
 use crate::init::{Fan, Gain, Initializer};
@@ -78,7 +78,6 @@ fn positive(field: &'static str, value: usize) -> Result<()> {
 struct Unit {
     conv: Conv2d,
     norm: Option<GhostBatchNorm>,
-    activation: Activation,
 }
 
 /// What a [`Unit`] is made from besides its widths.
@@ -95,7 +94,7 @@ impl Style {
         activation: Activation,
         vb: VarBuilder,
     ) -> Result<Unit> {
-        let norm = self.norm.build(widths.1, vb.pp("norm"))?;
+        let norm = self.norm.build(widths.1, activation, vb.pp("norm"))?;
         // A norm brings a bias of its own, and stands between the layer and its activation.
         let conv = conv(widths, shape, norm.is_none(), self.init, vb.pp("conv"))?;
         Ok(Unit {
@@ -104,7 +103,6 @@ impl Style {
                 None => conv.with_activation(activation),
             },
             norm,
-            activation,
         })
     }
 }
@@ -112,7 +110,10 @@ impl Style {
 impl ModuleT for Unit {
     fn forward_t(&self, x: &Tensor, train: bool) -> candle_core::Result<Tensor> {
         let y = self.conv.forward(x)?;
-        finish(self.norm.as_ref(), self.activation, y, train)
+        match &self.norm {
+            Some(norm) => norm.forward_t(&y, train),
+            None => Ok(y),
+        }
     }
 }
 

@@ -57,20 +57,6 @@ pub(super) fn conv(
     Ok(Conv2d::new(weight, bias, config))
 }
 
-/// Applies a norm, where there is one, and an activation. Without a norm the layer before has
-/// applied the activation.
-pub(super) fn finish(
-    norm: Option<&GhostBatchNorm>,
-    activation: Activation,
-    x: Tensor,
-    train: bool,
-) -> candle_core::Result<Tensor> {
-    match norm {
-        Some(norm) => activation.forward(&norm.forward_t(&x, train)?),
-        None => Ok(x),
-    }
-}
-
 /// The normalization over a batch that follows a linear layer or a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum BatchNormKind {
@@ -84,14 +70,21 @@ pub enum BatchNormKind {
 }
 
 impl BatchNormKind {
-    pub(super) fn build(&self, channels: usize, vb: VarBuilder) -> Result<Option<GhostBatchNorm>> {
+    /// The norm with the activation after it; without one the layer before applies it.
+    pub(super) fn build(
+        &self,
+        channels: usize,
+        activation: Activation,
+        vb: VarBuilder,
+    ) -> Result<Option<GhostBatchNorm>> {
         let config = match self {
             BatchNormKind::None => return Ok(None),
             // One group of all examples.
             BatchNormKind::Batch => GhostBatchNormConfig::batch_norm(),
             BatchNormKind::Ghost(config) => *config,
         };
-        Ok(Some(ghost_batch_norm(channels, config, vb)?))
+        let norm = ghost_batch_norm(channels, config, vb)?;
+        Ok(Some(norm.with_activation(activation)))
     }
 }
 

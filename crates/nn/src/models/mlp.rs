@@ -1,6 +1,6 @@
 //! A multi-layer perceptron.
 
-use super::layers::{finish, linear, BatchNormKind};
+use super::layers::{linear, BatchNormKind};
 use crate::activation::Activation;
 use crate::init::Initializer;
 use crate::linear::Linear;
@@ -70,7 +70,6 @@ impl MlpConfig {
 pub struct Mlp {
     layers: Vec<Linear>,
     norms: Vec<Option<GhostBatchNorm>>,
-    activation: Activation,
 }
 
 impl Mlp {
@@ -91,12 +90,14 @@ impl Mlp {
         };
         let layers: Result<Vec<Linear>> = config.widths.windows(2).enumerate().map(make).collect();
         let hidden = &config.widths[1..config.widths.len() - 1];
-        let norm = |(i, n): (usize, &usize)| config.norm.build(*n, vb.pp("norms").pp(i));
+        let norm = |(i, n): (usize, &usize)| {
+            let vb = vb.pp("norms").pp(i);
+            config.norm.build(*n, config.activation, vb)
+        };
         let norms: Result<Vec<_>> = hidden.iter().enumerate().map(norm).collect();
         Ok(Self {
             layers: layers?,
             norms: norms?,
-            activation: config.activation,
         })
     }
 }
@@ -109,8 +110,8 @@ impl ModuleT for Mlp {
         };
         for (i, layer) in self.layers.iter().enumerate() {
             h = layer.forward(&h)?;
-            if let Some(norm) = self.norms.get(i) {
-                h = finish(norm.as_ref(), self.activation, h, train)?;
+            if let Some(Some(norm)) = self.norms.get(i) {
+                h = norm.forward_t(&h, train)?;
             }
         }
         Ok(h)

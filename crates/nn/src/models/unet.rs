@@ -2,7 +2,7 @@
 
 use super::layers::{conv, linear};
 use crate::activation::Activation;
-use crate::condition::{concat_channels, shift_channels, sinusoidal};
+use crate::condition::{concat_channels, sinusoidal};
 use crate::conv::Conv2d;
 use crate::embedding::rows_of;
 use crate::init::{Gain, Initializer};
@@ -134,13 +134,21 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, embedding: &Tensor) -> Result<Tensor> {
-        let h = self.first.forward(&self.first_norm.forward(x)?)?;
-        let h = shift_channels(&h, &self.embedding.forward(embedding)?)?;
-        let h = self.second.forward(&self.second_norm.forward(&h)?)?;
-        Ok(match &self.shortcut {
-            Some(shortcut) => (h + shortcut.forward(x)?)?,
-            None => (h + x)?,
-        })
+        let shift = self.embedding.forward(embedding)?;
+        let h = self
+            .first
+            .forward_shifted(&self.first_norm.forward(x)?, &shift)?;
+        let h = self.second_norm.forward(&h)?;
+        match (&self.shortcut, self.second.bias()) {
+            (Some(shortcut), Some(bias)) => {
+                // The shortcut takes the second bias along, so that the sum is part of the second
+                // convolution.
+                let bias = bias.broadcast_as(shift.shape())?;
+                let beside = shortcut.forward_shifted(x, &bias)?;
+                self.second.without_bias().forward_onto(&h, &beside)
+            }
+            _ => Ok((self.second.forward(&h)? + x)?),
+        }
     }
 }
 

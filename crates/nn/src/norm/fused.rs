@@ -1,7 +1,9 @@
 //! One pass forward and one backward over rows that are normalized by themselves.
 
 use crate::activation::Activation;
-use crate::kernel::{filled, pieces, sum, sum2, tensor, total, vectorized, Computed, Scalar, View};
+use crate::kernel::{
+    filled, moments, pieces, positive, sum, sum2, tensor, total, vectorized, Computed, Scalar, View,
+};
 use crate::Result;
 use candle_core::{DType, Shape, Tensor};
 
@@ -217,10 +219,6 @@ fn grouped<T: Scalar>(
     let each = weight.elem_count() / groups;
     let spatial: usize = x.dims()[2..].iter().product();
     let width = each * spatial;
-    let rows = Rows {
-        eps,
-        remove_mean: true,
-    };
     let mut statistics = vec![];
     let y = {
         let (xv, wv, bv) = (View::new(&x)?, View::new(&weight)?, View::new(&bias)?);
@@ -233,12 +231,10 @@ fn grouped<T: Scalar>(
                     || {
                         let mut all = vec![];
                         for ((i, x), y) in x.zip(y.chunks_exact_mut(width)) {
-                            let (mean, inverse) = rows.statistics(x);
+                            let s = long_statistics(x, eps);
                             let c = (first + i) % groups * each;
-                            let (w, b) = (&w[c..c + each], &b[c..c + each]);
-                            affine_row(x, (w, b), (mean, inverse), y);
-                            activation.apply(y);
-                            all.push((mean, inverse));
+                            affine_row(x, (&w[c..c + each], &b[c..c + each]), s, y, activation);
+                            all.push(s);
                         }
                         all
                     },
@@ -291,10 +287,11 @@ fn group_gradients<T: Scalar>(
                             let dz = match activation == Activation::Identity {
                                 true => dy,
                                 false => {
-                                    affine_row(x, (w, b), *s, dx);
-                                    if activation.keeps_output() {
-                                        activation.apply(dx);
-                                    }
+                                    let first = match activation.keeps_output() {
+                                        true => activation,
+                                        false => Activation::Identity,
+                                    };
+                                    affine_row(x, (w, b), *s, dx, first);
                                     activation.gradient(dx, dy, &mut dz);
                                     &dz
                                 }
@@ -317,15 +314,35 @@ fn group_gradients<T: Scalar>(
     ])
 }
 
-/// `(x - mean) inverse w + b`, channel by channel.
+/// Mean and inverse deviation of many numbers, in one pass over them.
 #[inline(always)]
-fn affine_row<T: Scalar>(x: &[T], (w, b): (&[T], &[T]), (mean, inverse): (T, T), y: &mut [T]) {
+fn long_statistics<T: Scalar>(x: &[T], eps: f64) -> (T, T) {
+    let few = &x[..x.len().min(64)];
+    let shift = sum(few, |x| x).to_f64() / few.len() as f64;
+    let n = x.len() as f64;
+    let (sums, squares) = moments(x, shift);
+    let off = sums / n;
+    let variance = positive(squares / n - off * off);
+    (
+        T::from_f64(shift + off),
+        T::from_f64(1.0 / (variance + eps).sqrt()),
+    )
+}
+
+/// `f((x - mean) inverse w + b)`, channel by channel.
+#[inline(always)]
+fn affine_row<T: Scalar>(
+    x: &[T],
+    (w, b): (&[T], &[T]),
+    (mean, inverse): (T, T),
+    y: &mut [T],
+    f: Activation,
+) {
     let spatial = x.len() / w.len();
     let lines = x.chunks_exact(spatial).zip(y.chunks_exact_mut(spatial));
     for ((x, y), (w, b)) in lines.zip(w.iter().zip(b)) {
-        for (y, x) in y.iter_mut().zip(x) {
-            *y = ((*x - mean) * inverse) * *w + *b;
-        }
+        let z = x.iter().map(|x| ((*x - mean) * inverse) * *w + *b);
+        f.each(z.zip(y));
     }
 }
 

@@ -242,6 +242,55 @@ fn activations_are_fused_with_their_gradient() {
 }
 
 #[test]
+fn shifts_and_shortcuts_are_part_of_the_convolution() {
+    let x = var(1, &[3, 4, 7, 6], DType::F64);
+    let w = var(2, &[6, 2, 3, 3], DType::F64);
+    let b = var(3, &[6], DType::F64);
+    let shift = var(4, &[3, 6], DType::F64);
+    for (stride, activation) in [(1, Activation::Identity), (2, Activation::Relu)] {
+        let layer = |bias: bool| {
+            let bias = bias.then(|| b.as_tensor().clone());
+            Conv2d::new(w.as_tensor().clone(), bias, config(1, stride, 1, 2))
+        };
+        let plain = layer(true).forward(&x).unwrap();
+        let onto = var(5, plain.dims(), DType::F64);
+        let moved = plain.broadcast_add(&shift.reshape((3, 6, 1, 1)).unwrap());
+        let moved = activation.forward(&moved.unwrap()).unwrap();
+        let summed = activation
+            .forward(&(&plain + onto.as_tensor()).unwrap())
+            .unwrap();
+        let bare = layer(false).forward(&x).unwrap();
+        let bare = activation
+            .forward(&(&bare + onto.as_tensor()).unwrap())
+            .unwrap();
+        let fused = |bias: bool| layer(bias).with_activation(activation);
+        let pairs = [
+            (fused(true).forward_shifted(&x, &shift).unwrap(), moved),
+            (fused(true).forward_onto(&x, &onto).unwrap(), summed),
+            (fused(false).forward_onto(&x, &onto).unwrap(), bare),
+        ];
+        for (ours, exact) in pairs {
+            assert!(distance(&ours, &exact) < 1e-13);
+            let (g, h) = (
+                probe(&ours).backward().unwrap(),
+                probe(&exact).backward().unwrap(),
+            );
+            for v in [&x, &w, &b, &shift, &onto] {
+                match (g.get(v), h.get(v)) {
+                    (Some(g), Some(h)) => assert!(distance(g, h) < 1e-12),
+                    (None, None) => {}
+                    _ => panic!("a gradient is lost"),
+                }
+            }
+        }
+        let error = layer(true).forward_shifted(&x, &onto).unwrap_err();
+        assert!(error.to_string().contains("images and channels"), "{error}");
+        let error = layer(true).forward_onto(&x, &shift).unwrap_err();
+        assert!(error.to_string().contains("as the result"), "{error}");
+    }
+}
+
+#[test]
 fn threads_do_not_change_a_bit_of_convolutions() {
     let run = |threads: usize, batch: usize, groups: usize| {
         with_threads(threads, || {

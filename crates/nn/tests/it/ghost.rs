@@ -47,6 +47,29 @@ fn step(norm: &GhostBatchNorm, x: &Tensor, dy: &Tensor, fused: bool) -> Vec<Tens
 }
 
 #[test]
+fn an_activation_is_fused_with_its_gradient() {
+    for shape in [&[9, 5][..], &[6, 5, 7, 3], &[16, 24, 9, 9]] {
+        let x = normal(3, shape, DType::F64);
+        let dy = normal(4, shape, DType::F64);
+        for activation in crate::dense::ALL {
+            let norm = || layer(shape[1], ghost(4), DType::F64).with_activation(activation);
+            assert_eq!(norm().activation(), activation);
+            let pairs = step(&norm(), &x, &dy, true).into_iter();
+            for (ours, exact) in pairs.zip(step(&norm(), &x, &dy, false)) {
+                assert!(distance(&ours, &exact) < 1e-11, "{activation:?}");
+            }
+            let two = layer(shape[1], ghost(4), DType::F64);
+            let two = activation.of(&two.forward_eval(&x).unwrap()).unwrap();
+            assert!(distance(&norm().forward_eval(&x).unwrap(), &two) < 1e-14);
+        }
+    }
+    let relu = nn::activation::Activation::Relu;
+    let norm = layer(5, ghost(4), DType::F64).with_activation(relu);
+    let error = norm.into_batch_norm().unwrap_err().to_string();
+    assert!(error.contains("Relu"), "{error}");
+}
+
+#[test]
 fn plans_cover_the_batch() {
     let plan = |b, g, r| GhostPlan::new(b, g, r).unwrap();
     assert_eq!(plan(12, 4, Remainder::Balanced), [4, 4, 4]);

@@ -4,7 +4,7 @@ use crate::dense::{probe, runner, var};
 use crate::support::{
     bits, check_directions, check_gradients, distance, normal, values, with_threads, CPU,
 };
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, Var};
 use nn::pool::{adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, max_pool2d, PoolConfig};
 use nn::resample::{upsample_bilinear2d, upsample_nearest2d};
 use proptest::prelude::*;
@@ -139,6 +139,35 @@ fn images_that_do_not_fit_are_named() {
     assert!(max_pool2d(&integers, 2.into()).is_err());
     let nan = Tensor::new(&[[[[1f32, f32::NAN], [0.0, 2.0]]]], &CPU).unwrap();
     assert!(values(&max_pool2d(&nan, 2.into()).unwrap())[0].is_nan());
+}
+
+#[test]
+fn squares_are_the_windows_that_they_are() {
+    // Ties, odd sides and NaN, beside the definition and beside the general path.
+    for (h, w) in [(2, 2), (5, 7), (8, 34), (3, 2)] {
+        let x = normal(5, &[3, 4, h, w], DType::F32);
+        let x = Var::from_tensor(&(x * 3.0).unwrap().round().unwrap()).unwrap();
+        let y = max_pool2d(&x, 2.into()).unwrap();
+        let rows = values(&x);
+        let mut expected = vec![];
+        let mut places = vec![];
+        for plane in 0..12 {
+            for (i, j) in (0..h / 2).flat_map(|i| (0..w / 2).map(move |j| (i, j))) {
+                let at = |k: usize| (plane * h + 2 * i + k / 2) * w + 2 * j + k % 2;
+                let best = (0..4).fold(0, |b, k| if rows[at(k)] > rows[at(b)] { k } else { b });
+                expected.push(rows[at(best)]);
+                places.push(at(best));
+            }
+        }
+        assert_eq!(values(&y), expected);
+        let c = normal(6, y.dims(), DType::F32);
+        let grads = (&y * &c).unwrap().sum_all().unwrap().backward().unwrap();
+        let mut gradient = vec![0.0; rows.len()];
+        for (place, c) in places.into_iter().zip(values(&c)) {
+            gradient[place] = c;
+        }
+        assert_eq!(values(grads.get(&x).unwrap()), gradient);
+    }
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! the deviation costs no digits. A piece that fits the cache is read from memory once.
 
 use super::sums::{gradient_sums, moments};
-use crate::kernel::{vectorized, Scalar, PARALLEL_FROM};
+use crate::activation::Activation;
+use crate::kernel::{filled, vectorized, Scalar, PARALLEL_FROM};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -98,11 +99,64 @@ pub(super) struct Plan<'a> {
     pub bias: &'a [f64],
     pub eps: f64,
     pub remove_mean: bool,
+    /// What follows.
+    pub activation: Activation,
+}
+
+/// Gradients before the activation, from those after it.
+pub(super) struct Before<'a, T> {
+    activation: Activation,
+    x: &'a [T],
+    dy: &'a [T],
+    /// Of the forward pass, for the channels of a piece.
+    forward: &'a Coefficients<T>,
+}
+
+impl<'a, T: Scalar> Before<'a, T> {
+    /// On a run of memory of some channels of the piece; the activation's input is computed again.
+    #[inline(always)]
+    pub(super) fn activation<'b>(
+        &self,
+        at: Range<usize>,
+        channels: Range<usize>,
+        buffer: &'b mut Vec<T>,
+    ) -> &'b [T]
+    where
+        'a: 'b,
+    {
+        let f = self.activation;
+        if f == Activation::Identity {
+            return &self.dy[at];
+        }
+        buffer.resize(at.len(), T::ZERO);
+        let first = match f.keeps_output() {
+            true => f,
+            false => Activation::Identity,
+        };
+        normalize(&self.x[at.clone()], buffer, self.forward, channels, first);
+        f.gradient_in_place(buffer, &self.dy[at]);
+        buffer
+    }
 }
 
 impl Plan<'_> {
     fn inverse(&self, var: f64) -> f64 {
         1.0 / (var + self.eps).sqrt()
+    }
+
+    /// Of the forward pass, for the channels of a piece with these means and variances.
+    fn coefficients<T: Scalar>(
+        &self,
+        piece: &Piece,
+        mean: &[f64],
+        variance: &[f64],
+    ) -> Coefficients<T> {
+        let mut k = Coefficients::with_capacity(mean.len());
+        for (i, c) in piece.channels.clone().enumerate() {
+            let slope = self.weight[c] * self.inverse(variance[i]);
+            k.push(mean[i], slope, self.bias[c], 0.0);
+        }
+        k
     }
 
     /// The pieces of each group.
@@ -130,11 +184,7 @@ impl Plan<'_> {
                 #[inline(always)]
                 || moments(x, self.geometry, piece, self.remove_mean),
             );
-            let mut k = Coefficients::with_capacity(m.first.len());
-            for (i, c) in piece.channels.clone().enumerate() {
-                let slope = self.weight[c] * self.inverse(m.second[i]);
-                k.push(m.first[i], slope, self.bias[c], 0.0);
-            }
+            let k = self.coefficients(piece, &m.first, &m.second);
             (m, k)
         };
         let second = |piece: &Piece, k: &Coefficients<T>, rows: Range<usize>, y: &mut [T]| {
@@ -142,7 +192,7 @@ impl Plan<'_> {
                 #[inline(always)]
                 || {
                     write(self.geometry, piece, rows, y, |at, c, y| {
-                        normalize(&x[at], y, k, c);
+                        normalize(&x[at], y, k, c, self.activation);
                     });
                 },
             );
@@ -160,14 +210,22 @@ impl Plan<'_> {
         let first = |piece: &Piece| {
             let m = &moments[piece.group];
             let inverse: Vec<f64> = m.second.iter().map(|v| self.inverse(*v)).collect();
+            let c = piece.channels.clone();
+            let forward = self.coefficients(piece, &m.first[c.clone()], &m.second[c]);
+            let before = Before {
+                activation: self.activation,
+                x,
+                dy,
+                forward: &forward,
+            };
             let s = vectorized(
                 #[inline(always)]
-                || gradient_sums(x, dy, self.geometry, piece, &m.first, &inverse),
+                || gradient_sums(x, self.geometry, piece, (&m.first, &inverse), &before),
             );
             let n = piece.count(self.geometry);
             let mut k = Coefficients::with_capacity(s.first.len());
             for (i, c) in piece.channels.clone().enumerate() {
-                // dx = a (dy - mean(dy) - xhat mean(dy xhat)), a = weight / sqrt(var + eps)
+                // dx = a (dz - mean(dz) - xhat mean(dz xhat)), a = weight / sqrt(var + eps)
                 let along = self.weight[c] * inverse[c];
                 let slope = -along * inverse[c] * s.second[i] / n;
                 let offset = if self.remove_mean {
@@ -177,14 +235,23 @@ impl Plan<'_> {
                 };
                 k.push(m.first[c], slope, offset, along);
             }
-            (s, k)
+            (s, (forward, k))
         };
-        let second = |piece: &Piece, k: &Coefficients<T>, rows: Range<usize>, dx: &mut [T]| {
+        type Both<T> = (Coefficients<T>, Coefficients<T>);
+        let second = |piece: &Piece, (forward, k): &Both<T>, rows: Range<usize>, dx: &mut [T]| {
+            let before = Before {
+                activation: self.activation,
+                x,
+                dy,
+                forward,
+            };
             vectorized(
                 #[inline(always)]
                 || {
+                    let mut buffer = vec![];
                     write(self.geometry, piece, rows, dx, |at, c, dx| {
-                        input_gradient(&x[at.clone()], &dy[at], dx, k, c);
+                        let dz = before.activation(at.clone(), c.clone(), &mut buffer);
+                        input_gradient(&x[at], dz, dx, k, c);
                     });
                 },
             );
@@ -213,10 +280,21 @@ impl Plan<'_> {
         first: impl Fn(&Piece) -> (Pairs, K) + Sync,
         second: impl Fn(&Piece, &K, Range<usize>, &mut [T]) + Sync,
     ) -> (Vec<T>, Vec<Pairs>) {
-        let mut out = vec![T::ZERO; len];
+        let mut pairs = vec![];
+        // The groups are the whole batch, and every row of them is written.
+        let out = filled(len, |out| pairs = self.into(out, first, second));
+        (out, pairs)
+    }
+
+    fn into<T: Scalar, K: Send + Sync>(
+        &self,
+        out: &mut [T],
+        first: impl Fn(&Piece) -> (Pairs, K) + Sync,
+        second: impl Fn(&Piece, &K, Range<usize>, &mut [T]) + Sync,
+    ) -> Vec<Pairs> {
         let pieces = self.pieces::<T>();
-        let parallel = len >= PARALLEL_FROM;
-        let chunks = self.split(&mut out);
+        let parallel = out.len() >= PARALLEL_FROM;
+        let chunks = self.split(out);
         let finish = |(pieces, chunk): (&Vec<Piece>, &mut [T])| {
             let one = |piece: &Piece| {
                 let (pairs, k) = first(piece);
@@ -225,14 +303,13 @@ impl Plan<'_> {
             };
             join(pieces.iter().map(one))
         };
-        let pairs = if !parallel {
+        if !parallel {
             pieces.iter().zip(chunks).map(finish).collect()
         } else if self.groups.len() >= 2 * rayon::current_num_threads() {
             pieces.par_iter().zip(chunks).map(finish).collect()
         } else {
             self.in_stages(&pieces, chunks, &first, &second)
-        };
-        (out, pairs)
+        }
     }
 
     fn in_stages<T: Scalar, K: Send + Sync>(
@@ -293,7 +370,7 @@ fn write<T>(
     piece: &Piece,
     rows: Range<usize>,
     out: &mut [T],
-    f: impl Fn(Range<usize>, Range<usize>, &mut [T]),
+    mut f: impl FnMut(Range<usize>, Range<usize>, &mut [T]),
 ) {
     let (example, spatial) = (geometry.example(), geometry.spatial);
     let (start, n) = (piece.channels.start, piece.channels.len());
@@ -313,22 +390,18 @@ fn write<T>(
 
 /// A run of memory that belongs to one channel has one set of coefficients.
 #[inline(always)]
-fn normalize<T: Scalar>(x: &[T], y: &mut [T], k: &Coefficients<T>, c: Range<usize>) {
+fn normalize<T: Scalar>(x: &[T], y: &mut [T], k: &Coefficients<T>, c: Range<usize>, f: Activation) {
     if c.len() == 1 {
         let c = c.start;
         let (high, low, slope, offset) = (k.high[c], k.low[c], k.slope[c], k.offset[c]);
-        for (x, y) in x.iter().zip(y) {
-            *y = ((*x - high) - low) * slope + offset;
-        }
-        return;
+        let z = x.iter().map(|x| ((*x - high) - low) * slope + offset);
+        return f.each(z.zip(y));
     }
-    let (high, low) = (&k.high[c.clone()], &k.low[c.clone()]);
-    let (slope, offset) = (&k.slope[c.clone()], &k.offset[c]);
-    let mean = high.iter().zip(low);
-    let map = slope.iter().zip(offset);
-    for (((x, y), (high, low)), (slope, offset)) in x.iter().zip(y).zip(mean).zip(map) {
-        *y = ((*x - *high) - *low) * *slope + *offset;
-    }
+    let mean = k.high[c.clone()].iter().zip(&k.low[c.clone()]);
+    let map = k.slope[c.clone()].iter().zip(&k.offset[c]);
+    let z = x.iter().zip(mean.zip(map));
+    let z = z.map(|(x, ((high, low), (slope, offset)))| ((*x - *high) - *low) * *slope + *offset);
+    f.each(z.zip(y));
 }
 
 #[inline(always)]

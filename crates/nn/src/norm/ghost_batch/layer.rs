@@ -4,6 +4,7 @@ use super::composed;
 use super::config::{GhostBatchNormConfig, RunningUpdate};
 use super::kernel::{Geometry, Pairs, Plan};
 use super::plan::GhostPlan;
+use crate::activation::Activation;
 use crate::kernel::{has_kernel, host, tensor, vector, wide, Computed, Scalar, View};
 use crate::{Error, Result};
 use candle_core::{DType, ModuleT, Tensor, Var};
@@ -26,6 +27,7 @@ pub struct GhostBatchNorm {
     running_var: Var,
     weight_and_bias: Option<(Tensor, Tensor)>,
     config: GhostBatchNormConfig,
+    activation: Activation,
 }
 
 /// A [`GhostBatchNorm`] over `num_features` channels from the variables of `vb`.
@@ -57,6 +59,7 @@ pub fn ghost_batch_norm(
         running_var,
         weight_and_bias,
         config,
+        activation: Activation::Identity,
     })
 }
 
@@ -83,15 +86,33 @@ impl GhostBatchNorm {
             running_var: Var::from_tensor(norm.running_var())?,
             weight_and_bias: norm.weight_and_bias().map(|(w, b)| (w.clone(), b.clone())),
             config,
+            activation: Activation::Identity,
         })
+    }
+
+    /// The same layer followed by an activation, fused.
+    #[must_use]
+    pub fn with_activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
+
+    /// What follows.
+    pub fn activation(&self) -> Activation {
+        self.activation
     }
 
     /// candle's layer over the same variables.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a layer that does not subtract the mean, which candle's
-    /// constructors cannot express; candle's own checks.
+    /// constructors cannot express, or that is followed by an activation; candle's own checks.
     pub fn into_batch_norm(self) -> Result<BatchNorm> {
+        if self.activation != Activation::Identity {
+            return Err(Error::Unsupported {
+                operation: "making a candle_nn::BatchNorm".into(),
+                context: format!("followed by {:?}", self.activation),
+            });
+        }
         let GhostBatchNormConfig {
             eps,
             momentum,
@@ -156,7 +177,8 @@ impl GhostBatchNorm {
                 _ => self.fused::<f32>(&flat, geometry, groups)?,
             }
         } else {
-            self.composed(&flat, geometry, &groups)?
+            let z = self.composed(&flat, geometry, &groups)?;
+            self.activation.composed(&z)?
         };
         Ok(y.reshape(x.shape())?.to_dtype(x.dtype())?)
     }
@@ -170,7 +192,8 @@ impl GhostBatchNorm {
         let (flat, geometry) = self.flatten(x)?;
         let config = &self.config;
         let groups = GhostPlan::new(flat.dim(0)?, config.ghost_size, config.remainder)?;
-        let y = self.composed(&flat, geometry, &groups)?;
+        let z = self.composed(&flat, geometry, &groups)?;
+        let y = self.activation.composed(&z)?;
         Ok(y.reshape(x.shape())?.to_dtype(x.dtype())?)
     }
 
@@ -204,6 +227,7 @@ impl GhostBatchNorm {
             }
             None => centered.broadcast_mul(&inverse)?,
         };
+        let y = self.activation.of(&y)?;
         Ok(y.reshape(x.shape())?.to_dtype(x.dtype())?)
     }
 
@@ -246,6 +270,7 @@ impl GhostBatchNorm {
         let GhostBatchNormConfig {
             eps, remove_mean, ..
         } = self.config;
+        let activation = self.activation;
         let (y, moments) = {
             let plan = Plan {
                 geometry,
@@ -254,20 +279,22 @@ impl GhostBatchNorm {
                 bias: &b,
                 eps,
                 remove_mean,
+                activation,
             };
             plan.forward(View::new(x)?.slice::<T>()?)
         };
         self.update_running(&groups, geometry, &moments)?;
         let backward = move |arguments: &[&Tensor], _: &Tensor, grad: &Tensor| {
-            let (x, weight) = (arguments[0], arguments[1]);
-            let w = host(weight)?;
+            let [x, weight, bias] = [0, 1, 2].map(|i| arguments[i]);
+            let (w, b) = (host(weight)?, host(bias)?);
             let plan = Plan {
                 geometry,
                 groups: &groups,
                 weight: &w,
-                bias: &[],
+                bias: &b,
                 eps,
                 remove_mean,
+                activation,
             };
             let (dx, sums) = {
                 let (x, dy) = (View::new(x)?, View::new(grad)?);

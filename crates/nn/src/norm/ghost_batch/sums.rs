@@ -1,12 +1,14 @@
 //! Sums over one piece: the examples of a group, for some channels.
 
-use super::kernel::{Geometry, Pairs, Piece};
-use crate::kernel::Scalar;
+use super::kernel::{Before, Geometry, Pairs, Piece};
+use crate::kernel::{moments as run_moments, positive, sum as run_sum, Scalar};
 
 /// Accumulators of the sums along spatial positions.
-const LANES: usize = 8;
+const LANES: usize = 16;
 
 /// Mean and biased variance per channel; without `remove_mean` 0 and the second moment.
+///
+/// One pass: the squares are taken from a value near the mean, that of the first example.
 #[inline(always)]
 pub(super) fn moments<T: Scalar>(
     x: &[T],
@@ -14,72 +16,81 @@ pub(super) fn moments<T: Scalar>(
     piece: &Piece,
     remove_mean: bool,
 ) -> Pairs {
-    let n = piece.count(geometry);
-    let zero = vec![0.0; piece.channels.len()];
-    let mean: Vec<f64> = match remove_mean {
-        true => {
-            let sums = sum(x, geometry, piece, &zero, |d| d);
-            sums.into_iter().map(|s| s / n).collect()
-        }
-        false => zero,
+    let shift = match remove_mean {
+        true => near(x, geometry, piece),
+        false => vec![0.0; piece.channels.len()],
     };
-    let squares = sum(x, geometry, piece, &mean, |d| d * d);
-    Pairs {
+    let (sums, squares) = shifted(x, geometry, piece, &shift);
+    let n = piece.count(geometry);
+    let mut pairs = Pairs {
+        first: shift,
         second: squares.into_iter().map(|s| s / n).collect(),
-        first: mean,
+    };
+    if remove_mean {
+        let both = pairs.first.iter_mut().zip(&mut pairs.second);
+        for ((mean, variance), s) in both.zip(sums) {
+            let off = s / n;
+            *mean += off;
+            *variance = positive(*variance - off * off);
+        }
     }
+    pairs
 }
 
-/// Sums `f(x - center)` per channel.
+/// The mean of each channel over the beginning of the first example.
 #[inline(always)]
-fn sum<T: Scalar>(
+fn near<T: Scalar>(x: &[T], geometry: Geometry, piece: &Piece) -> Vec<f64> {
+    let few = geometry.spatial.min(64);
+    let start = piece.rows.start * geometry.example();
+    let one = |c: usize| {
+        let few = &x[start + c * geometry.spatial..][..few];
+        run_sum(few, |x| x).to_f64() / few.len() as f64
+    };
+    piece.channels.clone().map(one).collect()
+}
+
+/// Sums of `x - shift` and of its square per channel.
+#[inline(always)]
+fn shifted<T: Scalar>(
     x: &[T],
     geometry: Geometry,
     piece: &Piece,
-    center: &[f64],
-    f: impl Fn(f64) -> f64,
-) -> Vec<f64> {
+    shift: &[f64],
+) -> (Vec<f64>, Vec<f64>) {
     let example = geometry.example();
-    let mut total = vec![0.0; center.len()];
-    if geometry.spatial == 1 {
-        for row in piece.rows.clone() {
-            let at = row * example + piece.channels.start;
-            let x = &x[at..at + total.len()];
-            for ((t, x), center) in total.iter_mut().zip(x).zip(center) {
-                *t += f(x.to_f64() - center);
+    let n = shift.len();
+    let (mut sums, mut squares) = (vec![0.0; n], vec![0.0; n]);
+    for row in piece.rows.clone() {
+        let at = row * example + piece.channels.start * geometry.spatial;
+        let x = &x[at..at + n * geometry.spatial];
+        let totals = sums.iter_mut().zip(&mut squares).zip(shift);
+        if geometry.spatial == 1 {
+            for (x, ((s, q), shift)) in x.iter().zip(totals) {
+                let d = x.to_f64() - shift;
+                *s += d;
+                *q += d * d;
             }
+            continue;
         }
-        return total;
-    }
-    for ((c, t), center) in total.iter_mut().enumerate().zip(center) {
-        let mut lanes = [0.0; LANES];
-        for row in piece.rows.clone() {
-            let at = row * example + (piece.channels.start + c) * geometry.spatial;
-            let full = x[at..at + geometry.spatial].chunks_exact(LANES);
-            for (lane, x) in lanes.iter_mut().zip(full.remainder()) {
-                *lane += f(x.to_f64() - center);
-            }
-            for x in full {
-                for l in 0..LANES {
-                    lanes[l] += f(x[l].to_f64() - center);
-                }
-            }
+        for (x, ((s, q), shift)) in x.chunks_exact(geometry.spatial).zip(totals) {
+            let (sum, square) = run_moments(x, *shift);
+            *s += sum;
+            *q += square;
         }
-        *t = lanes.into_iter().sum();
     }
-    total
+    (sums, squares)
 }
 
 /// Per channel of the piece the sums of `dy` and of `dy xhat`, where `xhat = (x - mean) inverse`
-/// and both vectors run over all channels.
+/// and both vectors run over all channels. `before` gives the gradient before the activation on a
+/// run of memory that belongs to some channels of the piece.
 #[inline(always)]
 pub(super) fn gradient_sums<T: Scalar>(
     x: &[T],
-    dy: &[T],
     geometry: Geometry,
     piece: &Piece,
-    mean: &[f64],
-    inverse: &[f64],
+    (mean, inverse): (&[f64], &[f64]),
+    before: &Before<'_, T>,
 ) -> Pairs {
     let (example, start) = (geometry.example(), piece.channels.start);
     let n = piece.channels.len();
@@ -88,38 +99,26 @@ pub(super) fn gradient_sums<T: Scalar>(
         second: vec![0.0; n],
     };
     let mean = &mean[piece.channels.clone()];
-    if geometry.spatial == 1 {
-        for row in piece.rows.clone() {
-            let at = row * example + start;
-            let values = x[at..at + n].iter().zip(&dy[at..at + n]).zip(mean);
+    let mut buffer = vec![];
+    for row in piece.rows.clone() {
+        let at = row * example + start * geometry.spatial;
+        if geometry.spatial == 1 {
+            let dz = before.activation(at..at + n, 0..n, &mut buffer);
+            let values = x[at..at + n].iter().zip(dz).zip(mean);
             let totals = sums.first.iter_mut().zip(&mut sums.second);
-            for (((x, dy), mean), (s, sx)) in values.zip(totals) {
-                let dy = dy.to_f64();
-                *s += dy;
-                *sx += dy * (x.to_f64() - mean);
+            for (((x, dz), mean), (s, sx)) in values.zip(totals) {
+                let dz = dz.to_f64();
+                *s += dz;
+                *sx += dz * (x.to_f64() - mean);
             }
+            continue;
         }
-    } else {
         for (c, mean) in mean.iter().enumerate() {
-            let (mut lanes, mut lanes_x) = ([0.0; LANES], [0.0; LANES]);
-            for row in piece.rows.clone() {
-                let at = row * example + (start + c) * geometry.spatial;
-                let range = at..at + geometry.spatial;
-                let (xs, dys) = (&x[range.clone()], &dy[range]);
-                let (xs, dys) = (xs.chunks_exact(LANES), dys.chunks_exact(LANES));
-                for (l, (x, dy)) in xs.remainder().iter().zip(dys.remainder()).enumerate() {
-                    lanes[l] += dy.to_f64();
-                    lanes_x[l] += dy.to_f64() * (x.to_f64() - mean);
-                }
-                for (x, dy) in xs.zip(dys) {
-                    for l in 0..LANES {
-                        lanes[l] += dy[l].to_f64();
-                        lanes_x[l] += dy[l].to_f64() * (x[l].to_f64() - mean);
-                    }
-                }
-            }
-            sums.first[c] = lanes.into_iter().sum();
-            sums.second[c] = lanes_x.into_iter().sum();
+            let range = at + c * geometry.spatial..at + (c + 1) * geometry.spatial;
+            let dz = before.activation(range.clone(), c..c + 1, &mut buffer);
+            let (sum, along) = products(&x[range], dz, *mean);
+            sums.first[c] += sum;
+            sums.second[c] += along;
         }
     }
     let scales = &inverse[piece.channels.clone()];
@@ -128,4 +127,22 @@ pub(super) fn gradient_sums<T: Scalar>(
         .zip(scales)
         .for_each(|(s, i)| *s *= i);
     sums
+}
+
+/// Sums of `dz` and of `dz (x - mean)` in a fixed order.
+#[inline(always)]
+fn products<T: Scalar>(x: &[T], dz: &[T], mean: f64) -> (f64, f64) {
+    let (mut lanes, mut lanes_x) = ([0.0; LANES], [0.0; LANES]);
+    let (xs, dzs) = (x.chunks_exact(LANES), dz.chunks_exact(LANES));
+    for (l, (x, dz)) in xs.remainder().iter().zip(dzs.remainder()).enumerate() {
+        lanes[l] = dz.to_f64();
+        lanes_x[l] = dz.to_f64() * (x.to_f64() - mean);
+    }
+    for (x, dz) in xs.zip(dzs) {
+        for l in 0..LANES {
+            lanes[l] += dz[l].to_f64();
+            lanes_x[l] += dz[l].to_f64() * (x[l].to_f64() - mean);
+        }
+    }
+    (lanes.into_iter().sum(), lanes_x.into_iter().sum())
 }
