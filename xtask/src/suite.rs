@@ -20,8 +20,9 @@ pub struct Selection {
     pub args: Vec<String>,
 }
 
-/// Features that only tests and the benchmark use; their code is tested wherever it exists.
-const OF_TESTS: [&str; 3] = ["models", "testing", "verify"];
+/// Features that are tested wherever they exist: those that only tests and the benchmark use, and the
+/// adaptors for other libraries.
+const OF_TESTS: [&str; 4] = ["models", "testing", "transformers", "verify"];
 
 /// What the packages' tests need, as `package/feature`: what a target requires, and the features
 /// that exist for tests.

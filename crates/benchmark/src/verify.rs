@@ -79,6 +79,8 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
             vec![|r| Ok(flows::verify::rectified_flow(r)?)],
         ),
         #[cfg(feature = "flows")]
+        ("disback", vec![|r| Ok(flows::verify::disback(r)?)]),
+        #[cfg(feature = "flows")]
         ("adjoint-dpm", vec![|r| Ok(flows::verify::adjoint_dpm(r)?)]),
         #[cfg(feature = "guidance")]
         ("apg", vec![|r| Ok(guidance::verify::apg(r)?)]),

@@ -4,7 +4,7 @@ use crate::error::{check, Error, Result};
 use crate::ode::{OdeField, OdeSolver};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tensor_core::checkpoint::Checkpoint;
 use tensor_core::random::RandomStream;
 
@@ -170,6 +170,100 @@ impl Coupling for StoredPairs {
         let rows = random_rows(self.len(), n, rng)?;
         let take = |x| crate::prediction::select_rows(x, &rows);
         Ok((take(&self.x0)?, take(&self.x1)?))
+    }
+}
+
+/// A stored coupling in several files, of which one is in memory at a time: for more pairs than fit.
+///
+/// A shard serves as many batches as it takes to draw as many pairs as it has; the shards' order is
+/// drawn anew each time all have served.
+#[derive(Debug, Clone)]
+pub struct PairShards {
+    files: Vec<PathBuf>,
+    device: Device,
+    /// The shards that are still to serve, last first.
+    order: Vec<u32>,
+    current: StoredPairs,
+    /// Pairs that the current shard has still to serve.
+    left: usize,
+}
+
+impl PairShards {
+    /// These files of [`StoredPairs::save`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for no file; those of [`StoredPairs::load`] for the first one.
+    pub fn open(files: Vec<PathBuf>, device: &Device) -> Result<Self> {
+        let first = files.first();
+        let first = first.ok_or_else(|| Error::argument("files", 0, "at least one shard"))?;
+        Ok(Self {
+            current: StoredPairs::load(first, device)?,
+            files,
+            device: device.clone(),
+            order: Vec::new(),
+            left: 0,
+        })
+    }
+}
+
+impl Coupling for PairShards {
+    fn batch(&mut self, n: usize, rng: &mut RandomStream) -> Result<(Tensor, Tensor)> {
+        if self.left == 0 {
+            if self.order.is_empty() {
+                self.order = rng.permutation(self.files.len())?;
+            }
+            // Filled just above, with one number per file.
+            let next = self.order.pop().map_or(0, |i| i as usize);
+            self.current = StoredPairs::load(&self.files[next], &self.device)?;
+            self.left = self.current.len();
+        }
+        self.left = self.left.saturating_sub(n);
+        self.current.batch(n, rng)
+    }
+}
+
+/// Each batch of another coupling, its targets assigned anew to its sources: `assign` is given the squared
+/// distances `[n, n]` (source, target) and gives each source a target. With an exact assignment (of
+/// `thalweg-convex`, say) this is minibatch optimal transport, whose flows are straighter from the
+/// first round on.
+pub struct Reassigned<C, A> {
+    /// The pairs to begin with.
+    pub inner: C,
+    /// From distances to a target for each source; each target once.
+    pub assign: A,
+}
+
+impl<C: Coupling, A: FnMut(&Tensor) -> Result<Vec<u32>>> Coupling for Reassigned<C, A> {
+    fn batch(&mut self, n: usize, rng: &mut RandomStream) -> Result<(Tensor, Tensor)> {
+        let (x0, x1) = self.inner.batch(n, rng)?;
+        let (a, b) = (x0.flatten_from(1)?, x1.flatten_from(1)?);
+        let norms = |x: &Tensor| x.sqr()?.sum_keepdim(1);
+        let products = a.matmul(&b.t()?)?.affine(-2.0, 0.0)?;
+        let cost = products
+            .broadcast_add(&norms(&a)?)?
+            .broadcast_add(&norms(&b)?.t()?)?;
+        let targets = (self.assign)(&cost)?;
+        let mut once = vec![false; n];
+        for target in &targets {
+            match once.get_mut(*target as usize) {
+                Some(seen) if !*seen => *seen = true,
+                _ => {
+                    return Err(Error::argument(
+                        "assigned target",
+                        target,
+                        "each target once",
+                    ))
+                }
+            }
+        }
+        if targets.len() != n {
+            return Err(Error::argument(
+                "assigned targets",
+                targets.len(),
+                format!("{n}"),
+            ));
+        }
+        Ok((x0, crate::prediction::select_rows(&x1, &targets)?))
     }
 }
 

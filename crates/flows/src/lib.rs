@@ -13,6 +13,8 @@
 //! | [`velocity`], [`ode`] | velocity fields, fixed-step and adaptive solvers, the stochastic sampler |
 //! | [`adjoint`] | gradients of a loss on the sample through the whole sampler |
 //! | [`train`], [`coupling`], [`interpolant`], [`time_sampler`] | rectified flow: loss, reflow, distillation |
+//! | [`distillation`] | one-step generators by score distillation, along a backtracked path of teachers |
+//! | `transformers` (feature) | candle-transformers' Stable Diffusion, SD3 and FLUX as denoisers, its schedulers as steppers |
 //! | [`metrics`], [`likelihood`] | straightness, transport cost, exact log-densities |
 //!
 //! Time in a flow runs from 0 (noise) to 1 (data). Guidance rules are in `thalweg-guidance`.
@@ -24,6 +26,7 @@ pub mod adjoint;
 pub mod condition;
 pub mod coupling;
 pub mod denoiser;
+pub mod distillation;
 mod error;
 pub mod grid;
 pub mod guidance;
@@ -40,9 +43,12 @@ pub mod schedule;
 pub mod stepper;
 pub mod time_sampler;
 pub mod train;
+#[cfg(feature = "transformers")]
+pub mod transformers;
 pub mod velocity;
 #[cfg(feature = "verify")]
 pub mod verify;
+mod watch;
 
 pub use condition::Condition;
 pub use denoiser::{Closure, Denoiser, EdmPrecond, FromVelocity};
@@ -58,6 +64,7 @@ pub use schedule::Schedule;
 pub use stepper::{Ddim, DpmSolverPP2M, DpmSolverPP2S, DpmSolverPP3M, Euler, Heun, Stepper};
 pub use tensor_core::random::RandomStream;
 pub use velocity::Velocity;
+pub use watch::FiniteCheck;
 
 /// The README's example is compiled and run with the others.
 #[cfg(doctest)]

@@ -69,16 +69,38 @@ pub enum Cost {
 /// # Errors
 /// [`Error::Shape`] when the shapes differ; [`Error::InvalidArgument`] for no row.
 pub fn transport_cost(x0: &Tensor, x1: &Tensor, cost: Cost) -> Result<f64> {
+    transport_cost_by(x0, x1, |moved| {
+        Ok(match cost {
+            Cost::SquaredL2 => moved.sqr()?.sum(1)?,
+            Cost::L2 => moved.sqr()?.sum(1)?.sqrt()?,
+            Cost::L1 => moved.abs()?.sum(1)?,
+        })
+    })
+}
+
+/// [`transport_cost`] for any cost: `cost` maps the movements `[rows, numbers per row]` (`f64`) to one number
+/// per row.
+///
+/// # Errors
+/// As there; [`Error::Shape`] when `cost` gives something else.
+pub fn transport_cost_by(
+    x0: &Tensor,
+    x1: &Tensor,
+    cost: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<f64> {
     check::same_shape("x1", x1, x0)?;
     let rows = check::rows("x0", x0)?;
     if rows == 0 {
         return Err(Error::argument("rows", 0, "at least 1"));
     }
     let moved = (x1 - x0)?.reshape((rows, ()))?.to_dtype(DType::F64)?;
-    let per_row = match cost {
-        Cost::SquaredL2 => moved.sqr()?.sum(1)?,
-        Cost::L2 => moved.sqr()?.sum(1)?.sqrt()?,
-        Cost::L1 => moved.abs()?.sum(1)?,
-    };
+    let per_row = cost(&moved)?;
+    if per_row.dims() != [rows] {
+        return Err(Error::shape(
+            "the costs",
+            per_row.dims(),
+            format!("[{rows}]"),
+        ));
+    }
     Ok(per_row.mean_all()?.to_scalar()?)
 }

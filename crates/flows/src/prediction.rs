@@ -237,7 +237,7 @@ fn with_signal(levels: &Levels, what: &'static str) -> Result<()> {
     determined(levels, what, |l| l.alpha >= MIN_ALPHA, advice)
 }
 
-fn with_noise(levels: &Levels, what: &'static str) -> Result<()> {
+pub(crate) fn with_noise(levels: &Levels, what: &'static str) -> Result<()> {
     let advice = "there is no noise left; x0 is the sample itself";
     determined(levels, what, |l| l.sigma > 0.0, advice)
 }

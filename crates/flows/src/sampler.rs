@@ -27,15 +27,15 @@
 
 use crate::condition::Condition;
 use crate::denoiser::Denoiser;
-use crate::error::{check, Error, Result};
+use crate::error::{check, Result};
 use crate::grid::Grid;
 use crate::guidance::{Conditions, Evaluator, Guidance, Models, Nfe, RunInfo, StepCx, Unguided};
 use crate::level::Level;
 use crate::noise::Noise;
 use crate::prediction::Denoised;
 use crate::stepper::{Ddim, Stepper};
+use crate::watch::{type_name, FiniteCheck, Watch};
 use candle_core::{Tensor, D};
-use tensor_core::kernels::sum_squares;
 use tensor_core::random::RandomStream;
 
 /// What happens to clean samples that leave the data's range, after guidance.
@@ -115,6 +115,9 @@ pub struct Sampler<'a> {
     max_rows: Option<usize>,
     keep_graph: bool,
     record: bool,
+    check: FiniteCheck,
+    /// The types of rule and stepper, for errors.
+    names: [String; 2],
 }
 
 /// What a run gives.
@@ -164,19 +167,23 @@ impl<'a> Sampler<'a> {
             max_rows: None,
             keep_graph: false,
             record: false,
+            check: FiniteCheck::Auto,
+            names: [type_name::<Unguided>(), type_name::<Ddim>()],
         }
     }
 
     /// How steps are made.
     #[must_use]
-    pub fn stepper(mut self, stepper: impl Stepper + 'a) -> Self {
+    pub fn stepper<S: Stepper + 'a>(mut self, stepper: S) -> Self {
+        self.names[1] = type_name::<S>();
         self.stepper = Box::new(stepper);
         self
     }
 
     /// How clean samples are made from predictions. Hand a `&mut` to keep what the rule records.
     #[must_use]
-    pub fn guidance(mut self, guidance: impl Guidance + 'a) -> Self {
+    pub fn guidance<G: Guidance + 'a>(mut self, guidance: G) -> Self {
+        self.names[0] = type_name::<G>();
         self.guidance = Box::new(guidance);
         self
     }
@@ -239,6 +246,12 @@ impl<'a> Sampler<'a> {
     #[must_use]
     pub fn record(self, record: bool) -> Self {
         Self { record, ..self }
+    }
+
+    /// When samples are looked at for NaN: on a device only at the end, unless this says otherwise.
+    #[must_use]
+    pub fn check(self, check: FiniteCheck) -> Self {
+        Self { check, ..self }
     }
 
     /// The levels.
@@ -313,8 +326,8 @@ impl<'a> Sampler<'a> {
     /// A run from a state at the first level.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a condition with another number of rows, [`Error::NonFinite`] for a bad
-    /// state, and what the guidance refuses.
+    /// [`Error::Shape`](crate::Error::Shape) for a condition with another number of rows,
+    /// [`Error::NonFinite`](crate::Error::NonFinite) for a bad state, and what the guidance refuses.
     pub fn start_at<'s>(
         &'s mut self,
         x: &Tensor,
@@ -323,7 +336,8 @@ impl<'a> Sampler<'a> {
         noise: Noise,
     ) -> Result<Run<'s, 'a>> {
         let rows = check::rows("x", x)?;
-        finite(x, "the first sample", 0)?;
+        let mut watch = Watch::new(self.check)?;
+        watch.see(x, 0, || "the first sample".into())?;
         let conditions = Conditions {
             positive: positive.for_rows(rows)?,
             negative: negative.map(|c| c.for_rows(rows)).transpose()?,
@@ -340,6 +354,7 @@ impl<'a> Sampler<'a> {
             conditions,
             x: x.clone(),
             noise,
+            watch,
             nfe: Nfe::default(),
             step: 0,
             failed: false,
@@ -353,6 +368,7 @@ pub struct Run<'s, 'a> {
     conditions: Conditions,
     x: Tensor,
     noise: Noise,
+    watch: Watch,
     nfe: Nfe,
     step: usize,
     failed: bool,
@@ -367,6 +383,14 @@ impl Run<'_, '_> {
     /// What the run has cost so far.
     pub fn nfe(&self) -> &Nfe {
         &self.nfe
+    }
+
+    /// Reads what has been left to the end by [`FiniteCheck`], for a run that is not finished.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`](crate::Error::NonFinite) naming the first step that was not.
+    pub fn check_now(&mut self) -> Result<()> {
+        self.watch.finish()
     }
 
     fn advance(&mut self) -> Result<StepEvent> {
@@ -396,7 +420,9 @@ impl Run<'_, '_> {
             Ok(d)
         };
         let mut d = eval(&self.x, &first.level)?;
-        finite(&d.x0, "the guided clean sample", step)?;
+        let [rule, stepper] = &sampler.names;
+        self.watch
+            .see(&d.x0, step, || format!("the clean sample of {rule}"))?;
         for hook in &mut sampler.hooks {
             d = hook.after_denoise(&first, d)?;
         }
@@ -406,8 +432,12 @@ impl Run<'_, '_> {
         for hook in &mut sampler.hooks {
             x = hook.after_step(&first, x)?;
         }
-        finite(&x, "the sample", step)?;
+        self.watch
+            .see(&x, step, || format!("the sample after {stepper}"))?;
         sampler.guidance.end_step(&first)?;
+        if step + 1 == steps {
+            self.watch.finish()?;
+        }
         self.x = if detach { x.detach() } else { x };
         self.step += 1;
         Ok(StepEvent {
@@ -430,15 +460,4 @@ impl Iterator for Run<'_, '_> {
         self.failed = event.is_err();
         Some(event)
     }
-}
-
-/// NaN from a network must not wander through all further steps: one pass over the sample.
-pub(crate) fn finite(x: &Tensor, what: &str, step: usize) -> Result<()> {
-    if x.elem_count() == 0 || sum_squares(x)?.is_finite() {
-        return Ok(());
-    }
-    Err(Error::NonFinite {
-        what: what.to_string(),
-        step,
-    })
 }

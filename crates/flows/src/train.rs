@@ -360,6 +360,11 @@ impl<O: Optimizer> Trainer<O> {
         self.config.lr = lr;
     }
 
+    /// The variables that are trained.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
     /// Steps taken.
     pub fn steps(&self) -> usize {
         self.steps

@@ -1,7 +1,11 @@
 //! Velocity fields `dx/dt = v(x, t)` from a source at time 0 to a target at time 1.
 
 use crate::condition::Condition;
+use crate::denoiser::Denoiser;
 use crate::error::{check, Error, Result};
+use crate::level::{Level, Levels};
+use crate::ode::{OdeField, Times};
+use crate::prediction::PathSpeed;
 use candle_core::{DType, Tensor};
 
 /// A velocity field. Time is a tensor `[rows]` in `[0, 1]`: 0 is the source (noise), 1 the target
@@ -73,6 +77,32 @@ impl<V: Velocity> Velocity for Reversed<V> {
     fn velocity(&self, x: &Tensor, t: &Tensor, condition: &Condition) -> Result<Tensor> {
         let reversed = t.affine(-1.0, 1.0)?;
         Ok(self.0.velocity(x, &reversed, condition)?.neg()?)
+    }
+}
+
+/// Any denoiser under a condition as the field of straight paths, for the solvers of
+/// [`ode`](crate::ode): a guided teacher ([`Guided`](crate::guidance::Guided)) of
+/// [`reflow`](crate::coupling::reflow), say. The denoiser is told the time from 0 (noise) to 1 (data), and
+/// must say something at pure noise (predict a velocity, `v` or the clean sample).
+pub struct FlowField<'a> {
+    /// The denoiser.
+    pub denoiser: &'a dyn Denoiser,
+    /// The condition, for every call.
+    pub condition: Condition,
+}
+
+impl OdeField for FlowField<'_> {
+    fn eval(&self, y: &Tensor, t: &Times) -> Result<Tensor> {
+        let level = |t: &f64| Level::new(*t, 1.0 - *t, *t);
+        let levels = match t {
+            Times::Same(t) => Levels::Same(level(t)?),
+            Times::PerRow(times) => Levels::PerRow(times.iter().map(level).collect::<Result<_>>()?),
+        };
+        let rows = check::rows("y", y)?;
+        let d = self
+            .denoiser
+            .denoise(y, &levels, &self.condition.for_rows(rows)?)?;
+        d.velocity(PathSpeed::DataMinusNoise)
     }
 }
 

@@ -3,11 +3,13 @@
 
 use crate::scenario::{Picture, PictureFormat, TrialContext};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use datasets::Classification;
 use faer::{Mat, Side};
 use flows::{AnalyticMixture, Condition, Level, Levels};
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::{Mutex, PoisonError};
 
 /// All digits, scaled to `[-1, 1]`, in an order that the seed decides.
 ///
@@ -35,6 +37,43 @@ pub fn exact_digits(
     let labels = data.labels.narrow(0, 0, count)?.to_vec1::<u32>()?;
     let mixture = AnalyticMixture::kernel_density(&data.inputs.narrow(0, 0, count)?, bandwidth)?;
     Ok(mixture.with_classes(&labels)?)
+}
+
+/// Weights by name, as they were trained.
+type Weights = BTreeMap<String, Vec<f32>>;
+
+/// Trains variables once per process and key (method, seed, budget); a later call with the same key sets
+/// its variables to the weights of the first. For models that the arms of a seed share.
+///
+/// # Errors
+/// Those of `train`; [`Error::Trial`] when the key was used for variables of other names.
+pub fn trained_once(
+    key: (&'static str, u64, usize),
+    vars: &[(String, Var)],
+    train: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    static KEPT: Mutex<BTreeMap<(&'static str, u64, usize), Weights>> = Mutex::new(BTreeMap::new());
+    // A panic elsewhere cannot leave a half-written value here.
+    let kept = || KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = kept().get(&key).cloned();
+    if let Some(weights) = found {
+        for (name, var) in vars {
+            let values = weights.get(name);
+            let values =
+                values.ok_or_else(|| Error::Trial(format!("no kept weights of `{name}`")))?;
+            let tensor = Tensor::from_slice(values, var.shape(), var.device())?;
+            var.set(&tensor.to_dtype(var.dtype())?)?;
+        }
+        return Ok(());
+    }
+    train()?;
+    let read = |(name, var): &(String, Var)| {
+        let flat = var.as_detached_tensor().to_dtype(DType::F32)?;
+        Ok((name.clone(), flat.flatten_all()?.to_vec1()?))
+    };
+    let weights = vars.iter().map(read).collect::<Result<Weights>>()?;
+    kept().insert(key, weights);
+    Ok(())
 }
 
 /// Classes `0, 1, .., classes - 1, 0, ..` for `count` samples.

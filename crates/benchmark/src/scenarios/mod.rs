@@ -53,6 +53,8 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         Box::new(graph_learning::pot::PotScenario),
         #[cfg(feature = "flows")]
         Box::new(flows::rectified_flow::RectifiedFlow),
+        #[cfg(feature = "flows")]
+        Box::new(flows::disback::DisBackScenario),
         #[cfg(feature = "guidance")]
         Box::new(guidance::apg::Apg),
         #[cfg(feature = "guidance")]

@@ -25,7 +25,8 @@
 //! where that ratio exceeds 2 the sign flips ([`AdjointSolver::worst_ratio`]; above 1.5 a
 //! `tracing` warning says so). [`GradientMode::Scaled`] integrates that part exactly.
 //!
-//! All modes keep the states of the grid (as many samples as steps) and no network graph.
+//! All modes but [`States::Reconstructed`] keep the states of the grid, as many samples as steps, on the
+//! device or in the host's memory ([`AdjointSolver::offload`]); none keeps a network graph.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};

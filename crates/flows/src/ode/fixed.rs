@@ -2,7 +2,7 @@
 
 use super::{add_scaled, check_call, evaluate, OdeField, OdeSolver, Solution, Times};
 use crate::error::{check, Error, Result};
-use crate::sampler::finite;
+use crate::watch::{FiniteCheck, Watch};
 use candle_core::Tensor;
 
 /// An explicit Runge-Kutta method.
@@ -149,6 +149,8 @@ pub struct FixedStep {
     pub steps: Steps,
     /// Whether all states are kept.
     pub record: bool,
+    /// When states are looked at for NaN.
+    pub check: FiniteCheck,
 }
 
 impl FixedStep {
@@ -158,6 +160,7 @@ impl FixedStep {
             method,
             steps: Steps::Uniform(steps),
             record: false,
+            check: FiniteCheck::Auto,
         }
     }
 
@@ -199,13 +202,14 @@ impl OdeSolver for FixedStep {
         let (mut nfe, mut times) = (0, vec![t0]);
         let mut trajectory = self.record.then(|| vec![x.clone()]);
         let mut history = History::new();
+        let mut watch = Watch::new(self.check)?;
         for (i, (t, h)) in steps.iter().enumerate() {
             let (next, calls) = step(self.method, field, &x, *t, *h, &mut history)?;
             for (_, slope) in &mut history {
                 *slope = slope.detach();
             }
             x = next.detach();
-            finite(&x, "the solution", i)?;
+            watch.see(&x, i, || format!("the solution by {:?}", self.method))?;
             nfe += calls;
             times.push(if i + 1 == steps.len() {
                 t1
@@ -216,6 +220,7 @@ impl OdeSolver for FixedStep {
                 states.push(x.clone());
             }
         }
+        watch.finish()?;
         Ok(Solution {
             x,
             nfe,

@@ -4,8 +4,8 @@ use super::{check_call, Solution, Times};
 use crate::condition::Condition;
 use crate::error::{check, Result};
 use crate::noise::Noise;
-use crate::sampler::finite;
 use crate::velocity::Velocity;
+use crate::watch::{FiniteCheck, Watch};
 use candle_core::Tensor;
 
 /// One step of
@@ -65,14 +65,16 @@ impl EulerMaruyama {
         let h = 1.0 / self.steps as f64;
         let mut x = x0.detach();
         let mut times = vec![0.0];
+        let mut watch = Watch::new(FiniteCheck::Auto)?;
         for i in 0..self.steps {
             let t = i as f64 * h;
             let v = velocity.velocity(&x, &Times::Same(t).tensor(&x)?, condition)?;
             let (z, sigma) = (noise.next(&x)?, (1.0 - t) * self.sigma);
             x = sde_step(&x, &v, &z, t, h, sigma, self.source_std)?.detach();
-            finite(&x, "the sample", i)?;
+            watch.see(&x, i, || "the sample of EulerMaruyama".into())?;
             times.push((i + 1) as f64 * h);
         }
+        watch.finish()?;
         Ok(Solution {
             x,
             nfe: self.steps,

@@ -4,10 +4,12 @@
 //! the file's outputs. Cases, counts and shapes are discovered in the file.
 
 mod adjoint_dpm;
+mod disback;
 mod guidance_core;
 mod rectified_flow;
 
 pub use adjoint_dpm::adjoint_dpm;
+pub use disback::disback;
 pub use guidance_core::guidance_core;
 pub use rectified_flow::rectified_flow;
 

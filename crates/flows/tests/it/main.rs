@@ -3,8 +3,12 @@
 
 extern crate thalweg_flows as flows;
 
+mod disback;
 mod floor;
+mod late;
 mod rectified;
 mod reference;
 mod solvers;
 mod support;
+#[cfg(feature = "transformers")]
+mod transformers;

@@ -4,13 +4,17 @@ use crate::support::*;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Module, Optimizer, SGD};
 use flows::coupling::{
-    reflow, Coupling, Examples, Gaussian, Independent, OnlinePairs, StoredPairs,
+    reflow, Coupling, Examples, Gaussian, Independent, OnlinePairs, PairShards, Reassigned,
+    StoredPairs,
 };
 use flows::interpolant::*;
-use flows::metrics::{relative_straightness, straightness, transport_cost, Cost};
-use flows::ode::{FixedStep, OdeSolver};
+use flows::metrics::{
+    relative_straightness, straightness, transport_cost, transport_cost_by, Cost,
+};
+use flows::ode::{FixedStep, OdeField, OdeSolver, Times};
 use flows::time_sampler::TimeSampler;
 use flows::train::{feature_metric, Distill, FlowLoss, Metric, Reduction, TrainConfig, Trainer};
+use flows::velocity::FlowField;
 use flows::*;
 use nn::init::SeededVars;
 use proptest::prelude::*;
@@ -418,4 +422,110 @@ fn transfer_between_two_domains_straightens() {
     let (a, b) = independent.batch(4000, &mut rng).unwrap();
     let cost = |a, b| transport_cost(a, b, Cost::SquaredL2).unwrap();
     assert!(cost(x0, x1) < cost(&a, &b) - 0.3);
+}
+
+#[test]
+fn shards_serve_all_their_pairs_and_keep_them_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut files = Vec::new();
+    for shard in 0..3 {
+        let x0 = Tensor::full(f64::from(shard), (4, 2), &Device::Cpu).unwrap();
+        let file = folder.path().join(format!("{shard}.safetensors"));
+        let pairs = StoredPairs::new(x0.clone(), (x0 * 10.0).unwrap()).unwrap();
+        pairs.save(&file).unwrap();
+        files.push(file);
+    }
+    let mut shards = PairShards::open(files.clone(), &Device::Cpu).unwrap();
+    let mut rng = RandomStream::new(3);
+    let mut seen = Vec::new();
+    for _ in 0..6 {
+        let (x0, x1) = shards.batch(2, &mut rng).unwrap();
+        assert_eq!(values(&(x0.clone() * 10.0).unwrap()), values(&x1));
+        seen.push(values(&x0)[0] as usize);
+    }
+    assert_eq!(
+        [0, 1, 2].map(|k| seen.iter().filter(|s| **s == k).count()),
+        [2, 2, 2]
+    );
+    assert!(PairShards::open(vec![], &Device::Cpu).is_err());
+    files[0] = folder.path().join("missing.safetensors");
+    assert!(PairShards::open(files, &Device::Cpu).is_err());
+}
+
+#[test]
+fn reassigned_pairs_cost_less_and_lose_no_target() {
+    let column = |x: &[f64]| Tensor::new(x, &Device::Cpu).unwrap().unsqueeze(1).unwrap();
+    let pairs = || {
+        |_: usize, _: &mut RandomStream| -> Result<(Tensor, Tensor)> {
+            Ok((column(&[0.0, 1.0, 2.0]), column(&[2.1, 0.1, 1.1])))
+        }
+    };
+    let mut rng = RandomStream::new(0);
+    // For points of a line the sorted order is optimal.
+    let nearest = |cost: &Tensor| Ok(cost.argmin(1)?.to_vec1::<u32>()?);
+    let mut assigned = Reassigned {
+        inner: pairs(),
+        assign: nearest,
+    };
+    let (x0, x1) = assigned.batch(3, &mut rng).unwrap();
+    assert_eq!(values(&x1), [0.1, 1.1, 2.1]);
+    assert!(transport_cost(&x0, &x1, Cost::SquaredL2).unwrap() < 0.011);
+    let mut twice = Reassigned {
+        inner: pairs(),
+        assign: |_: &Tensor| Ok(vec![0, 0, 1]),
+    };
+    assert!(twice.batch(3, &mut rng).is_err());
+    let mut few = Reassigned {
+        inner: pairs(),
+        assign: |_: &Tensor| Ok(vec![0, 1]),
+    };
+    assert!(few.batch(3, &mut rng).is_err());
+}
+
+#[test]
+fn any_convex_cost_can_be_asked() {
+    let (a, b) = (
+        normal(1, &[5, 2], DType::F64),
+        normal(2, &[5, 2], DType::F64),
+    );
+    let own = transport_cost_by(&a, &b, |moved| Ok(moved.abs()?.sum(1)?)).unwrap();
+    assert_eq!(own, transport_cost(&a, &b, Cost::L1).unwrap());
+    assert!(transport_cost_by(&a, &b, |moved| Ok(moved.clone())).is_err());
+}
+
+/// A denoiser as a field is the velocity of its mixture, and a guided one can teach a reflow.
+#[test]
+fn denoisers_are_fields_of_straight_paths() {
+    let mixture = mixture(DType::F64);
+    let x = normal(4, &[3, 3], DType::F64);
+    let classes = Condition::classes(&[0, 1, 2], &Device::Cpu).unwrap();
+    let field = FlowField {
+        denoiser: &mixture,
+        condition: classes.clone(),
+    };
+    for times in [Times::Same(0.3), Times::PerRow(vec![0.0, 0.4, 0.9])] {
+        let t = times.tensor(&x).unwrap();
+        let wanted = mixture.velocity(&x, &t, &classes).unwrap();
+        assert!(distance(&field.eval(&x, &times).unwrap(), &wanted) < 1e-12);
+    }
+    let grid = Grid::uniform_time(&schedule::RectifiedFlow::default(), 4).unwrap();
+    let unguided = guidance::Unguided;
+    let guided = Guided::new(guidance::Models::new(&mixture), unguided, &grid, 2).unwrap();
+    let one = Condition::classes(&[1], &Device::Cpu).unwrap();
+    let teacher = FlowField {
+        denoiser: &guided,
+        condition: one,
+    };
+    let mut source = Gaussian::like(&x).unwrap();
+    let solver = FixedStep::euler(5);
+    let pairs = reflow(
+        &teacher,
+        &mut source,
+        6,
+        2,
+        &solver,
+        &mut RandomStream::new(1),
+    )
+    .unwrap();
+    assert_eq!((pairs.len(), guided.nfe().main), (6, 30));
 }

@@ -1,3 +1,4 @@
 //! Scenarios of `thalweg-flows`.
 
+pub(super) mod disback;
 pub(super) mod rectified_flow;

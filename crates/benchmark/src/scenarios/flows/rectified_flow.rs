@@ -4,9 +4,11 @@ use crate::scenario::{
     metric, Arm, Better, Claim, Curve, Data, Definition, Metric, Paper, Role, Scenario, Setting,
     Suite, TrialContext, TrialOutcome,
 };
-use crate::scenarios::generation::{digits, frechet, image_grid, path_picture, Cloud};
-use crate::{Error, Result};
-use candle_core::{DType, Tensor, Var};
+use crate::scenarios::generation::{
+    digits, frechet, image_grid, path_picture, trained_once, Cloud,
+};
+use crate::Result;
+use candle_core::{Tensor, Var};
 use candle_nn::ModuleT;
 use flows::coupling::{reflow, Coupling, Examples, Gaussian, Independent};
 use flows::metrics::{straightness, transport_cost, Cost};
@@ -16,8 +18,6 @@ use flows::{Condition, RandomStream, Velocity};
 use nn::init::SeededVars;
 use nn::models::{Activation, Mlp, MlpConfig};
 use optim::{AdamW, AdamWConfig};
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
 const BATCH: usize = 256;
 const SOLVER_STEPS: usize = 50;
@@ -128,21 +128,21 @@ impl Scenario for RectifiedFlow {
     fn run(&self, arm: &Arm, _: &Setting, trial: &TrialContext) -> Result<TrialOutcome> {
         let budget = Budget::of(trial.suite);
         let data = digits(trial)?.inputs;
-        let first = first_flow(trial, &data, &budget)?;
-        let net = match arm.name {
-            "one" => first,
+        let net = first_flow(trial, &data, &budget)?;
+        match arm.name {
+            "one" => {}
             name => {
                 let mut rng = trial.stream("pairs");
                 let solver = FixedStep::euler(SOLVER_STEPS);
                 let mut source = Gaussian::like(&data)?;
-                let mut pairs = reflow(&first, &mut source, budget.pairs, 2000, &solver, &mut rng)?;
+                let mut pairs = reflow(&net, &mut source, budget.pairs, 2000, &solver, &mut rng)?;
                 let (loss, steps) = match name {
                     "two" => (FlowLoss::default(), budget.flow),
                     _ => (Distill::OneStep.loss(Default::default())?, budget.distill),
                 };
-                train(trial, first, &mut pairs, &loss, steps, name)?
+                train(trial, &net, &mut pairs, &loss, steps, name)?;
             }
-        };
+        }
         evaluate(trial, &net, &data)
     }
 }
@@ -191,12 +191,12 @@ impl Velocity for Net {
 /// Trains from the network's present weights, with a learning rate that falls to 0.
 fn train(
     trial: &TrialContext,
-    net: Net,
+    net: &Net,
     pairs: &mut dyn Coupling,
     loss: &FlowLoss,
     steps: usize,
     name: &str,
-) -> Result<Net> {
+) -> Result<()> {
     let vars = net.params.iter().map(|(_, v)| v.clone()).collect();
     let adam = AdamWConfig {
         lr: 1e-3,
@@ -216,60 +216,23 @@ fn train(
         trial.step(step, steps)?;
         trainer.set_learning_rate(1e-3 * (1.0 - step as f64 / steps as f64));
         let (x0, x1) = pairs.batch(BATCH, &mut rng)?;
-        trainer.step(&loss.sample_and_loss(&net, &x0, &x1, &mut rng)?)?;
+        trainer.step(&loss.sample_and_loss(net, &x0, &x1, &mut rng)?)?;
     }
-    Ok(net)
+    Ok(())
 }
 
-/// Weights by name.
-type Weights = Vec<(String, Vec<f32>)>;
-
-/// The first flow of a seed: trained by the first trial that needs it, its weights kept for the
-/// other trials of the process.
+/// The first flow of a seed, which all its arms start from.
 fn first_flow(trial: &TrialContext, data: &Tensor, budget: &Budget) -> Result<Net> {
-    static KEPT: Mutex<BTreeMap<(u64, usize), Weights>> = Mutex::new(BTreeMap::new());
-    let key = (trial.seed, budget.flow);
     let net = Net::new(&trial.stream("weights"), data)?;
-    // A panic elsewhere cannot leave a half-written value here.
-    let kept = KEPT
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .get(&key)
-        .cloned();
-    if let Some(weights) = kept {
-        for ((name, var), (kept_name, values)) in net.params.iter().zip(&weights) {
-            if name != kept_name {
-                return Err(Error::Trial(format!(
-                    "weights of `{kept_name}` for `{name}`"
-                )));
-            }
-            var.set(&Tensor::from_slice(values, var.shape(), var.device())?)?;
-        }
-        return Ok(net);
-    }
-    let mut pairs = Independent {
-        source: Gaussian::like(data)?,
-        target: Examples(data.clone()),
-    };
-    let net = train(
-        trial,
-        net,
-        &mut pairs,
-        &FlowLoss::default(),
-        budget.flow,
-        "one",
-    )?;
-    let read = |(name, var): &(String, Var)| {
-        let flat = var
-            .as_detached_tensor()
-            .to_dtype(DType::F32)?
-            .flatten_all()?;
-        Ok((name.clone(), flat.to_vec1()?))
-    };
-    let weights = net.params.iter().map(read).collect::<Result<Weights>>()?;
-    KEPT.lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(key, weights);
+    let key = ("rectified-flow", trial.seed, budget.flow);
+    trained_once(key, &net.params, || {
+        let mut pairs = Independent {
+            source: Gaussian::like(data)?,
+            target: Examples(data.clone()),
+        };
+        let loss = FlowLoss::default();
+        train(trial, &net, &mut pairs, &loss, budget.flow, "one")
+    })?;
     Ok(net)
 }
 
