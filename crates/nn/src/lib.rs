@@ -12,6 +12,7 @@
 //! | [`pool`], [`resample`] | pooling with any window, nearest and bilinear resampling |
 //! | [`embedding`], [`dropout`], [`condition`] | tables of vectors, seeded dropout, levels for denoisers |
 //! | [`softmax`] | softmax and log-softmax with a gradient |
+//! | [`lora`] | low-rank adapters for layers, and for any network that is built from variables |
 //! | [`loss`] | cross entropy over class indices or soft labels |
 //! | [`stablemax`] | StableMax and its cross entropy, which rounding does not silence |
 //! | [`init`] | Glorot, He, LeCun, orthogonal, truncated normal; variables seeded by name |
@@ -40,6 +41,7 @@ mod error;
 pub mod init;
 mod kernel;
 pub mod linear;
+pub mod lora;
 pub mod loss;
 #[cfg(feature = "models")]
 pub mod models;

@@ -9,6 +9,7 @@ mod ghost;
 mod images;
 mod init;
 mod layers;
+mod lora;
 mod losses;
 mod memory;
 mod models;
