@@ -89,6 +89,13 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
             "adaptive-guidance",
             vec![|r| Ok(guidance::verify::adaptive_guidance(r)?)],
         ),
+        #[cfg(feature = "guidance")]
+        (
+            "svdd",
+            vec![|r| Ok(guidance::verify::svdd(r)?), |r| {
+                Ok(guidance::verify::svdd_without_tokens(r)?)
+            }],
+        ),
     ]
 }
 

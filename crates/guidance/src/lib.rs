@@ -6,16 +6,28 @@
 //! | [`basic`] | classifier-free guidance, autoguidance, classifier guidance; intervals, schedules, sums of rules |
 //! | [`adaptive`] | adaptive guidance: the same guidance at a part of its evaluations |
 //! | [`apg`] | adaptive projected guidance: high scales without oversaturation |
+//! | [`gfcg`] | gradient-free classifier guidance: away from the class that a sample drifts to |
+//! | [`adjoint_guidance`] | gradients through a whole sampler: noise, conditions, weights; guidance by several steps |
+//! | [`flowchef`] | inverse problems, classifier guidance and editing with flows, no backward pass through the network |
+//! | [`ppap`] | any judge of clean samples becomes a guide of noisy ones, without labels |
+//! | [`reno`] | the noise of a one-step generator, optimized for rewards |
+//! | [`svdd`] | soft value-based decoding: black-box rewards, continuous and discrete |
 //! | [`space`] | in which form of the prediction a rule works |
 //!
 //! `w = 1` means "conditional only" everywhere. Rules compose: what two of them both ask is
 //! evaluated once.
 
 pub mod adaptive;
+pub mod adjoint_guidance;
 pub mod apg;
 pub mod basic;
 mod error;
+pub mod flowchef;
+pub mod gfcg;
+pub mod ppap;
+pub mod reno;
 pub mod space;
+pub mod svdd;
 #[cfg(feature = "verify")]
 pub mod verify;
 
@@ -23,4 +35,9 @@ pub use adaptive::{AdaptiveGuidance, LinearAg, LinearAgFitter};
 pub use apg::Apg;
 pub use basic::{Autoguidance, Cfg, ClassifierGuidance, Interval, Rescaled, Scheduled, Sum, Then};
 pub use error::{Error, Result};
+pub use flowchef::{FlowChef, FlowEdit};
+pub use gfcg::Gfcg;
+pub use reno::{Reno, RenoConfig};
 pub use space::{ReduceDims, Space};
+pub use svdd::Svdd;
+pub use tensor_core::random::RandomStream;

@@ -12,6 +12,7 @@
 //! | [`pool`], [`resample`] | pooling with any window, nearest and bilinear resampling |
 //! | [`embedding`], [`dropout`], [`condition`] | tables of vectors, seeded dropout, levels for denoisers |
 //! | [`softmax`] | softmax and log-softmax with a gradient |
+//! | [`lora`] | low-rank adapters for layers, and for any network that is built from variables |
 //! | [`loss`] | cross entropy over class indices or soft labels |
 //! | [`goodness`] | losses of layers that are trained apart: goodness, the logistic loss |
 //! | [`stablemax`] | StableMax and its cross entropy, which rounding does not silence |
@@ -42,6 +43,7 @@ pub mod goodness;
 pub mod init;
 mod kernel;
 pub mod linear;
+pub mod lora;
 pub mod loss;
 #[cfg(feature = "models")]
 pub mod models;

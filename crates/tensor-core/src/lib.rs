@@ -9,6 +9,7 @@
 //! | [`kernels`] | the fused elementwise update engine and reductions in a fixed order |
 //! | [`autograd`] | Hessian-vector products, mixed and forward derivatives, gradient checks |
 //! | [`solve`] | conjugate gradient, Neumann series, power iteration, Lanczos, fixed points |
+//! | [`operator`] | linear operators with exact transposes: masks, pooling, blur, matrices |
 //! | [`checkpoint`] | atomic safetensors files of named state that refuse what does not fit |
 //!
 //! Two features serve the crates that stand on it: `verify` reads reference files and records what
@@ -23,6 +24,7 @@ pub mod device;
 mod error;
 pub mod flat;
 pub mod kernels;
+pub mod operator;
 pub mod params;
 pub mod random;
 pub mod solve;

@@ -5,8 +5,18 @@
 
 mod adaptive;
 mod apg;
+mod flowchef;
+mod gfcg;
 mod guidance_core;
+mod ppap;
+mod reno;
+mod svdd;
 
 pub use adaptive::adaptive_guidance;
 pub use apg::apg;
+pub use flowchef::flowchef;
+pub use gfcg::gfcg;
 pub use guidance_core::guidance_core;
+pub use ppap::ppap;
+pub use reno::reno;
+pub use svdd::{svdd, svdd_without_tokens};

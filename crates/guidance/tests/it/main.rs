@@ -4,7 +4,13 @@
 extern crate thalweg_guidance as guidance;
 
 mod adaptive;
+mod adjoint_guidance;
 mod apg;
 mod basic;
+mod flowchef;
+mod gfcg;
+mod ppap;
 mod reference;
+mod reno;
 mod support;
+mod svdd;

@@ -10,6 +10,7 @@ mod goodness;
 mod images;
 mod init;
 mod layers;
+mod lora;
 mod losses;
 mod memory;
 mod models;

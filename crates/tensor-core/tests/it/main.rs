@@ -8,6 +8,7 @@ mod checkpoint;
 mod child;
 mod device;
 mod kernels;
+mod operator;
 mod params;
 mod random;
 mod solve;
