@@ -32,3 +32,9 @@ mod guidance {}
 
 #[doc = include_str!("../../crates/guidance/README.md")]
 mod guidance_readme {}
+
+#[doc = include_str!("../../docs/crates/sequence-design.md")]
+mod sequence_design {}
+
+#[doc = include_str!("../../crates/sequence-design/README.md")]
+mod sequence_design_readme {}

@@ -111,6 +111,11 @@ pub enum Error {
     #[error(transparent)]
     Guidance(#[from] guidance::Error),
 
+    /// A sampler or an optimizer of sequences failed.
+    #[cfg(feature = "sequence-design")]
+    #[error(transparent)]
+    SequenceDesign(#[from] sequence_design::Error),
+
     /// An optimizer failed.
     #[error(transparent)]
     Optim(#[from] optim::Error),

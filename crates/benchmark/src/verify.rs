@@ -96,6 +96,12 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
                 Ok(guidance::verify::svdd_without_tokens(r)?)
             }],
         ),
+        #[cfg(feature = "sequence-design")]
+        ("op-gfn", vec![|r| Ok(sequence_design::verify::op_gfn(r)?)]),
+        #[cfg(feature = "sequence-design")]
+        ("drakes", vec![|r| Ok(sequence_design::verify::drakes(r)?)]),
+        #[cfg(feature = "sequence-design")]
+        ("bib", vec![|r| Ok(sequence_design::verify::bib(r)?)]),
     ]
 }
 

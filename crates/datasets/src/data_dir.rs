@@ -6,10 +6,12 @@
 //! | `DIR/fashion-mnist` | the same names |
 //! | `DIR/cifar10` | `data_batch_1.bin` to `data_batch_5.bin`, `test_batch.bin`; or `cifar-10-batches-bin/` with them |
 //! | `DIR/cifar100` | `train.bin`, `test.bin`; or `cifar-100-binary/` with them |
+//! | `DIR/tfbind8` | `SIX6_REF_R1_8mers.txt`, and tables of other factors under the same kind of name |
 //!
 //! Other folders may lie beside them. The feature `download` fills the first, third and fourth.
 
 use crate::load::cifar::{CifarLayout, CIFAR10, CIFAR100, CIFAR100_COARSE};
+use crate::load::tfbind::{read_binding, BindingTable};
 use crate::load::{idx, locate};
 use crate::{Error, Result, TrainTest};
 use std::path::{Path, PathBuf};
@@ -33,15 +35,24 @@ pub struct DataDir {
 enum Layout {
     Mnist(&'static str),
     Cifar(CifarLayout),
+    Binding,
 }
 
 /// Folder names and what they hold.
-const LAYOUTS: [(&str, Layout); 4] = [
+const LAYOUTS: [(&str, Layout); 5] = [
     ("mnist", Layout::Mnist("mnist")),
     ("fashion-mnist", Layout::Mnist("fashion-mnist")),
     ("cifar10", Layout::Cifar(CIFAR10)),
     ("cifar100", Layout::Cifar(CIFAR100)),
+    ("tfbind8", Layout::Binding),
 ];
+
+/// The factor whose table is the task called TFBind8.
+pub const TFBIND8: &str = "SIX6_REF_R1";
+
+fn binding_file(factor: &str) -> String {
+    format!("{factor}_8mers.txt")
+}
 
 impl DataDir {
     /// The folder `root`.
@@ -89,6 +100,7 @@ impl DataDir {
                 let inner = dir.join(cifar.archive_folder);
                 locate(cifar.name, &[dir, inner], &cifar.files())?
             }
+            Layout::Binding => locate("tfbind8", &[dir], &[&binding_file(TFBIND8)])?,
         };
         Ok(())
     }
@@ -131,5 +143,17 @@ impl DataDir {
     /// Those of [`CifarLayout::read`].
     pub fn cifar100_coarse(&self) -> Result<TrainTest> {
         CIFAR100_COARSE.read(self.folder("cifar100"))
+    }
+
+    /// The 8-mer table of a transcription factor ([`TFBIND8`], say); see
+    /// [`read_binding`](crate::load::tfbind::read_binding).
+    ///
+    /// # Errors
+    /// [`Error::MissingFiles`]; those of
+    /// [`read_binding`](crate::load::tfbind::read_binding).
+    pub fn binding(&self, factor: &str) -> Result<BindingTable> {
+        let folder = self.folder("tfbind8");
+        let paths = locate("tfbind8", &[folder], &[&binding_file(factor)])?;
+        read_binding(&paths[0])
     }
 }

@@ -6,7 +6,7 @@
 //! | [`digits`](mod@digits) | 1797 real images of handwritten digits inside the crate, no download |
 //! | [`text`] | 199,995 characters of Shakespeare inside the crate |
 //! | [`generate`] | problems made from a seed, with a known answer |
-//! | [`load`] | MNIST (IDX), CIFAR, CSV, NPY and NPZ files |
+//! | [`load`] | MNIST (IDX), CIFAR, CSV, NPY and NPZ files, binding tables of DNA 8-mers |
 //! | [`data_dir`] | the layout of a folder with data sets (`--data DIR`) |
 //! | `download` | checked, resumable downloads into that layout (feature `download`) |
 //! | [`split`](mod@split) | seeded and stratified splits |

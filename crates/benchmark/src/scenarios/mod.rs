@@ -14,6 +14,8 @@ mod guidance;
 mod nn;
 #[cfg(feature = "optim")]
 mod optim;
+#[cfg(feature = "sequence-design")]
+mod sequence_design;
 pub mod training;
 
 use crate::scenario::Scenario;
@@ -67,5 +69,11 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         Box::new(convex::convex_relu::ConvexRelu),
         #[cfg(feature = "convex")]
         Box::new(convex::attention_svm::AttentionSvm),
+        #[cfg(feature = "sequence-design")]
+        Box::new(sequence_design::op_gfn::OpGfn),
+        #[cfg(feature = "sequence-design")]
+        Box::new(sequence_design::drakes::Drakes),
+        #[cfg(feature = "sequence-design")]
+        Box::new(sequence_design::bib::Bib),
     ]
 }

@@ -8,6 +8,7 @@ pub mod cifar;
 pub mod idx;
 pub mod npy;
 pub mod table;
+pub mod tfbind;
 
 use crate::{Error, Result};
 use flate2::read::MultiGzDecoder;

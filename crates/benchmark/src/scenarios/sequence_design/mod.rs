@@ -1,0 +1,7 @@
+//! Scenarios of `thalweg-sequence-design`.
+
+pub(super) mod bib;
+mod data;
+pub(super) mod drakes;
+pub(super) mod op_gfn;
+mod regulatory;

@@ -1,0 +1,358 @@
+//! Synthetic regulatory DNA, a masked-diffusion model of it, and oracles of its activity: what the
+//! scenarios of fine-tuning and of decoding share.
+
+use crate::scenario::{Picture, PictureFormat, TrialContext};
+use crate::scenarios::training::scalar;
+use crate::Result;
+use candle_core::{DType, Device, Module, Tensor};
+use candle_nn::{Conv1dConfig, Optimizer, VarBuilder};
+use nn::activation::Activation;
+use nn::conv::{conv1d, Conv1d};
+use nn::init::SeededVars;
+use nn::linear::{linear, Linear};
+use nn::norm::{layer_norm, LayerNorm, LayerNormConfig};
+use optim::{AdamW, AdamWConfig, ParamGroup};
+use sequence_design::masked_diffusion::{one_hot, DiscreteDenoiser, MaskedDiffusion};
+use std::collections::HashMap;
+use std::fmt::Write;
+use tensor_core::autograd::grad_check;
+use tensor_core::random::RandomStream;
+
+/// Letters of a sequence.
+pub const LENGTH: usize = 32;
+const SEQUENCES: usize = 6000;
+/// GATAAG and TGACTCA, as codes of A, C, G, T.
+const MOTIFS: [&[u32]; 2] = [&[2, 0, 3, 0, 0, 2], &[3, 2, 0, 1, 3, 1, 0]];
+const BACKGROUND: [[f64; 4]; 4] = [
+    [0.35, 0.15, 0.20, 0.30],
+    [0.30, 0.25, 0.10, 0.35],
+    [0.25, 0.20, 0.25, 0.30],
+    [0.20, 0.20, 0.25, 0.35],
+];
+
+/// Sequences with their activity in standard deviations.
+pub struct Regulatory {
+    pub sequences: Vec<Vec<u32>>,
+    activity: Vec<f64>,
+    mean: f64,
+    std: f64,
+}
+
+/// Activity before it is standardized: how well the motifs are matched, less an excess of G and C.
+fn raw_activity(sequence: &[u32]) -> f64 {
+    let motif = |motif: &&[u32]| {
+        let windows = sequence.windows(motif.len());
+        let matched = |w: &[u32]| {
+            let hits = w.iter().zip(*motif).filter(|(a, b)| a == b).count();
+            (8.0 * (hits as f64 / motif.len() as f64 - 1.0)).exp()
+        };
+        2.0 * (1.0 + windows.map(matched).sum::<f64>().ln() / 8.0)
+    };
+    let gc = sequence.iter().filter(|c| **c == 1 || **c == 2).count();
+    let excess = gc as f64 / sequence.len() as f64 - 0.5;
+    MOTIFS.iter().map(motif).sum::<f64>() - 8.0 * excess.max(0.0)
+}
+
+fn pick(weights: &[f64; 4], u: f64) -> u32 {
+    let mut sum = 0.0;
+    for (k, w) in weights.iter().enumerate() {
+        sum += w;
+        if u < sum {
+            return k as u32;
+        }
+    }
+    3
+}
+
+impl Regulatory {
+    /// A Markov background in which each motif is planted with probability 1/4, each of its letters
+    /// drawn anew with probability 0.15.
+    pub fn new(rng: &mut RandomStream) -> Result<Self> {
+        let mut sequences = vec![];
+        for _ in 0..SEQUENCES {
+            let mut sequence = vec![rng.below(4)? as u32];
+            while sequence.len() < LENGTH {
+                let last = sequence[sequence.len() - 1] as usize;
+                sequence.push(pick(&BACKGROUND[last], rng.next_uniform()));
+            }
+            for motif in MOTIFS {
+                if rng.next_uniform() < 0.25 {
+                    let at = rng.below(LENGTH - motif.len() + 1)?;
+                    for (place, letter) in sequence[at..].iter_mut().zip(motif) {
+                        let spoiled = rng.next_uniform() < 0.15;
+                        *place = if spoiled {
+                            rng.below(4)? as u32
+                        } else {
+                            *letter
+                        };
+                    }
+                }
+            }
+            sequences.push(sequence);
+        }
+        let raw: Vec<f64> = sequences.iter().map(|s| raw_activity(s)).collect();
+        let mean = raw.iter().sum::<f64>() / raw.len() as f64;
+        let square: f64 = raw.iter().map(|r| (r - mean).powi(2)).sum();
+        let std = (square / raw.len() as f64).sqrt();
+        Ok(Self {
+            activity: raw.iter().map(|r| (r - mean) / std).collect(),
+            sequences,
+            mean,
+            std,
+        })
+    }
+
+    /// The true activity of a sequence, in standard deviations of the data.
+    pub fn activity(&self, sequence: &[u32]) -> f64 {
+        (raw_activity(sequence) - self.mean) / self.std
+    }
+
+    /// Shares of the 64 triplets in the 60 most active sequences.
+    pub fn best_triplets(&self) -> Vec<f64> {
+        let mut order: Vec<usize> = (0..SEQUENCES).collect();
+        order.sort_by(|a, b| self.activity[*b].total_cmp(&self.activity[*a]));
+        let best: Vec<Vec<u32>> = order[..60]
+            .iter()
+            .map(|i| self.sequences[*i].clone())
+            .collect();
+        triplets(&best)
+    }
+
+    fn batch(&self, rows: &[usize], device: &Device) -> Result<(Tensor, Tensor)> {
+        let tokens: Vec<u32> = rows
+            .iter()
+            .flat_map(|i| self.sequences[*i].clone())
+            .collect();
+        let activity: Vec<f32> = rows.iter().map(|i| self.activity[*i] as f32).collect();
+        let tokens = Tensor::from_vec(tokens, (rows.len(), LENGTH), device)?;
+        Ok((tokens, Tensor::from_vec(activity, rows.len(), device)?))
+    }
+}
+
+/// Shares of the 64 triplets.
+pub fn triplets(sequences: &[Vec<u32>]) -> Vec<f64> {
+    let mut counts = vec![0.0; 64];
+    let windows = sequences.iter().flat_map(|s| s.windows(3));
+    windows.for_each(|w| counts[(16 * w[0] + 4 * w[1] + w[2]) as usize] += 1.0);
+    let total: f64 = counts.iter().sum();
+    counts.iter().map(|c| c / total).collect()
+}
+
+/// Pearson's correlation.
+pub fn correlation(a: &[f64], b: &[f64]) -> f64 {
+    let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+    let (ma, mb) = (mean(a), mean(b));
+    let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
+        a.iter().zip(b).map(|(x, y)| f(x - ma, y - mb)).sum()
+    };
+    sum(&|x, y| x * y) / (sum(&|x, _| x * x) * sum(&|_, y| y * y)).sqrt()
+}
+
+/// Distinct sequences.
+pub fn distinct(sequences: &[Vec<u32>]) -> usize {
+    sequences
+        .iter()
+        .collect::<std::collections::HashSet<_>>()
+        .len()
+}
+
+/// Convolutions without a view of the noise level.
+pub struct Denoiser {
+    first: Conv1d,
+    blocks: Vec<(LayerNorm, Conv1d)>,
+    last: Linear,
+}
+
+fn padded(kernel: usize, dilation: usize) -> Conv1dConfig {
+    Conv1dConfig {
+        padding: dilation * (kernel / 2),
+        dilation,
+        ..Conv1dConfig::default()
+    }
+}
+
+fn swapped(x: &Tensor) -> candle_core::Result<Tensor> {
+    x.transpose(1, 2)?.contiguous()
+}
+
+impl Denoiser {
+    fn new(vb: VarBuilder) -> Result<Self> {
+        const WIDTH: usize = 32;
+        let relu = Activation::Relu;
+        let mut blocks = vec![];
+        for dilation in [1, 2] {
+            let vb = vb.pp("blocks").pp(dilation);
+            let norm = layer_norm(WIDTH, LayerNormConfig::default(), vb.pp("norm"))?;
+            let conv = conv1d(WIDTH, WIDTH, 7, padded(7, dilation), vb.pp("conv"))?;
+            blocks.push((norm, conv.with_activation(relu)));
+        }
+        let first = conv1d(5, WIDTH, 7, padded(7, 1), vb.pp("first"))?;
+        Ok(Self {
+            first: first.with_activation(relu),
+            blocks,
+            last: linear(WIDTH, 5, vb.pp("last"))?,
+        })
+    }
+}
+
+impl DiscreteDenoiser for Denoiser {
+    fn logits(&self, x: &Tensor, _: &Tensor, _: bool) -> sequence_design::Result<Tensor> {
+        let mut h = self.first.forward(&swapped(x)?)?;
+        for (norm, conv) in &self.blocks {
+            let rows = norm.forward(&swapped(&h)?)?;
+            h = (h + conv.forward(&swapped(&rows)?)?)?;
+        }
+        Ok(self.last.forward(&swapped(&h)?)?)
+    }
+}
+
+/// A network from sequences (or relaxations, or zero rows for masks) to a number.
+pub struct Oracle {
+    convs: [Conv1d; 2],
+    head: Linear,
+}
+
+impl Oracle {
+    /// From variables of the builder.
+    pub fn new(vb: VarBuilder) -> Result<Self> {
+        const WIDTH: usize = 32;
+        let first = conv1d(4, WIDTH, 9, padded(9, 1), vb.pp("conv.0"))?;
+        let second = conv1d(WIDTH, WIDTH, 5, padded(5, 1), vb.pp("conv.1"))?;
+        Ok(Self {
+            convs: [first, second].map(|c| c.with_activation(Activation::Gelu)),
+            head: linear(2 * WIDTH, 1, vb.pp("head"))?,
+        })
+    }
+
+    /// Numbers `[B]` of `x` `[B, L, 4]`.
+    pub fn score(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let h = self.convs[1].forward(&self.convs[0].forward(&swapped(x)?)?)?;
+        let both = Tensor::cat(&[h.max(2)?, h.mean(2)?], 1)?;
+        self.head.forward(&both)?.squeeze(1)
+    }
+
+    /// The mean number of sequences.
+    pub fn mean(&self, sequences: &[Vec<u32>], device: &Device) -> Result<f64> {
+        let tokens = Tensor::new(sequences.to_vec(), device)?;
+        scalar(&self.score(&one_hot(&tokens, 4, DType::F32)?)?.mean_all()?)
+    }
+}
+
+/// A denoiser with fresh variables; the same stream gives the same ones.
+pub fn denoiser(trial: &TrialContext) -> Result<(SeededVars, MaskedDiffusion<Denoiser>)> {
+    let vars = SeededVars::new(&trial.stream("weights"));
+    let net = Denoiser::new(vars.builder(DType::F32, &trial.device))?;
+    Ok((
+        vars,
+        MaskedDiffusion::new(net, 4, DType::F32, &trial.device)?,
+    ))
+}
+
+/// Trains a denoiser on the data: 300 steps of 128.
+pub fn pretrain(
+    trial: &TrialContext,
+    data: &Regulatory,
+    vars: &SeededVars,
+    model: &MaskedDiffusion<Denoiser>,
+) -> Result<()> {
+    const STEPS: usize = 300;
+    let config = AdamWConfig {
+        lr: 1e-3,
+        weight_decay: 0.0,
+        ..AdamWConfig::default()
+    };
+    let mut adam = AdamW::with_groups(vec![ParamGroup::named(vars.trainable(), config)])?;
+    let mut rng = trial.stream("pre-training");
+    for step in 0..STEPS {
+        trial.step(step, STEPS)?;
+        let rows = rows(&mut rng, 0, SEQUENCES)?;
+        let (tokens, _) = data.batch(&rows, &trial.device)?;
+        let loss = model.nll(&tokens, None, &mut rng)?.loss;
+        if step == 0 {
+            grad_check(&[&loss], &vars.trainable())?;
+        }
+        adam.backward_step(&loss)?;
+    }
+    Ok(())
+}
+
+fn rows(rng: &mut RandomStream, from: usize, to: usize) -> Result<Vec<usize>> {
+    (0..128).map(|_| Ok(from + rng.below(to - from)?)).collect()
+}
+
+/// Two oracles, each trained on a half of the data: one to steer by, one to judge by.
+pub fn oracles(trial: &TrialContext, data: &Regulatory) -> Result<[Oracle; 2]> {
+    let one = |half: usize| -> Result<Oracle> {
+        let stream = trial.stream("oracles").split_index("half", half as u64);
+        let vars = SeededVars::new(&stream.split("weights"));
+        let oracle = Oracle::new(vars.builder(DType::F32, &trial.device))?;
+        let group = ParamGroup::named(vars.trainable(), AdamWConfig::adam(2e-3));
+        let mut adam = AdamW::with_groups(vec![group])?;
+        let mut rng = stream.split("batches");
+        for step in 0..300 {
+            trial.step(step, 300)?;
+            let half = half * SEQUENCES / 2;
+            let rows = rows(&mut rng, half, half + SEQUENCES / 2)?;
+            let (tokens, activity) = data.batch(&rows, &trial.device)?;
+            let score = oracle.score(&one_hot(&tokens, 4, DType::F32)?)?;
+            let loss = (score - activity)?.sqr()?.mean_all()?;
+            if step == 0 {
+                grad_check(&[&loss], &vars.trainable())?;
+            }
+            adam.backward_step(&loss)?;
+        }
+        Ok(oracle)
+    };
+    Ok([one(0)?, one(1)?])
+}
+
+/// How often each triplet of letters stands in sequences, as a picture beside those of the data's
+/// best: a bar upwards for the samples, downwards for the best.
+pub fn triplet_picture(caption: &str, samples: &[Vec<u32>], best: &[f64]) -> Picture {
+    let found = triplets(samples);
+    let largest = found.iter().chain(best).copied().fold(1e-9, f64::max);
+    let mut svg = String::from("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 196 84\">");
+    for (k, (up, down)) in found.iter().zip(best).enumerate() {
+        let x = 2 + 3 * k;
+        let (up, down) = (40.0 * up / largest, 40.0 * down / largest);
+        // Writing to a string cannot fail.
+        let _ = write!(
+            svg,
+            "<rect x=\"{x}\" y=\"{:.2}\" width=\"2\" height=\"{up:.2}\" fill=\"#4477aa\"/>\
+             <rect x=\"{x}\" y=\"42\" width=\"2\" height=\"{down:.2}\" fill=\"#999933\"/>",
+            42.0 - up
+        );
+    }
+    svg.push_str("</svg>");
+    Picture {
+        caption: caption.to_string(),
+        format: PictureFormat::Svg,
+        bytes: svg.into_bytes(),
+    }
+}
+
+/// The most frequent 6-letter words of sequences: what motifs look like.
+pub fn words(caption: &str, sequences: &[Vec<u32>]) -> Picture {
+    let mut counts: HashMap<&[u32], usize> = HashMap::new();
+    for sequence in sequences {
+        sequence
+            .windows(6)
+            .for_each(|w| *counts.entry(w).or_default() += 1);
+    }
+    let mut order: Vec<(&[u32], usize)> = counts.into_iter().collect();
+    order.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    let letters = |w: &[u32]| -> String {
+        w.iter()
+            .map(|c| ['A', 'C', 'G', 'T'][*c as usize])
+            .collect()
+    };
+    let lines = order
+        .iter()
+        .take(12)
+        .map(|(w, n)| format!("{}  {n}\n", letters(w)));
+    Picture {
+        caption: caption.to_string(),
+        format: PictureFormat::Text,
+        bytes: lines.collect::<String>().into_bytes(),
+    }
+}
