@@ -64,7 +64,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let adaptive = sampler.sample(&noise, &prompt, Some(&empty), &rng)?;
     drop(sampler);
     report("adaptive guidance", &adaptive.x, adaptive.nfe.per_sample(2))?;
-    println!("guided on its own account in {} steps", rule.trace().len());
+    let steps = rule.trace();
+    let guided = steps.iter().filter(|s| s.active.contains(&true)).count();
+    println!("guided in {guided} of {} steps", steps.len());
     Ok(())
 }
 

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "convex")]
 mod convex;
+#[cfg(feature = "flows")]
+mod flows;
 #[cfg(feature = "graph-learning")]
 mod graph_learning;
 mod networks;
@@ -97,6 +99,8 @@ pub fn run(
     #[cfg(feature = "graph-learning")]
     graph_learning::cases(&mut session)?;
     networks::cases(&mut session)?;
+    #[cfg(feature = "flows")]
+    flows::cases(&mut session)?;
     #[cfg(feature = "convex")]
     convex::cases(&mut session)?;
     if let Some(unknown) = only.iter().find(|name| !session.known.contains(name)) {

@@ -13,6 +13,7 @@ const SCRIPT: &str = concat!(
     include_str!("nn.py"),
     include_str!("graph_learning.py"),
     include_str!("networks.py"),
+    include_str!("flows.py"),
     include_str!("convex.py"),
     "main()\n"
 );
