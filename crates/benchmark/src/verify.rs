@@ -90,6 +90,14 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
             vec![|r| Ok(guidance::verify::adaptive_guidance(r)?)],
         ),
         #[cfg(feature = "guidance")]
+        ("flowchef", vec![|r| Ok(guidance::verify::flowchef(r)?)]),
+        #[cfg(feature = "guidance")]
+        ("reno", vec![|r| Ok(guidance::verify::reno(r)?)]),
+        #[cfg(feature = "guidance")]
+        ("ppap", vec![|r| Ok(guidance::verify::ppap(r)?)]),
+        #[cfg(feature = "guidance")]
+        ("gfcg", vec![|r| Ok(guidance::verify::gfcg(r)?)]),
+        #[cfg(feature = "guidance")]
         (
             "svdd",
             vec![|r| Ok(guidance::verify::svdd(r)?), |r| {

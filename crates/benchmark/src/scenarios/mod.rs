@@ -61,6 +61,16 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         Box::new(guidance::apg::Apg),
         #[cfg(feature = "guidance")]
         Box::new(guidance::adaptive::AdaptiveGuidanceScenario),
+        #[cfg(feature = "guidance")]
+        Box::new(guidance::gfcg::GfcgScenario),
+        #[cfg(feature = "guidance")]
+        Box::new(guidance::flowchef::FlowChefScenario),
+        #[cfg(feature = "guidance")]
+        Box::new(guidance::reno::RenoScenario),
+        #[cfg(feature = "guidance")]
+        Box::new(guidance::adjoint_dpm::AdjointDpm),
+        #[cfg(feature = "guidance")]
+        Box::new(guidance::ppap::Ppap),
         #[cfg(feature = "convex")]
         Box::new(convex::sparse_ot::SparseOt),
         #[cfg(feature = "convex")]

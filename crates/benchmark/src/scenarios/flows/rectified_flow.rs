@@ -148,13 +148,13 @@ impl Scenario for RectifiedFlow {
 }
 
 /// A perceptron over the image and features of the time.
-struct Net {
+pub(in crate::scenarios) struct Net {
     mlp: Mlp,
-    params: Vec<(String, Var)>,
+    pub(in crate::scenarios) params: Vec<(String, Var)>,
 }
 
 impl Net {
-    fn new(stream: &RandomStream, data: &Tensor) -> Result<Self> {
+    pub(in crate::scenarios) fn new(stream: &RandomStream, data: &Tensor) -> Result<Self> {
         let d = data.dims()[1];
         let config = MlpConfig {
             widths: [&[d + 9][..], &WIDTHS, &[d]].concat(),
@@ -189,7 +189,7 @@ impl Velocity for Net {
 }
 
 /// Trains from the network's present weights, with a learning rate that falls to 0.
-fn train(
+pub(in crate::scenarios) fn train(
     trial: &TrialContext,
     net: &Net,
     pairs: &mut dyn Coupling,
