@@ -149,7 +149,13 @@ impl Scenario for GraphFm {
         };
         let (strict, _) = fit(&seen, None, config.epochs)?;
         let rng = &mut trial.stream("link probe");
-        let found = link_prediction(&*strict, &seen, &links, &LinkProbe::default(), rng)?;
+        // The same small perceptron for every arm.
+        let probe_links = LinkProbe {
+            hidden: 64,
+            epochs: 40,
+            ..LinkProbe::default()
+        };
+        let found = link_prediction(&*strict, &seen, &links, &probe_links, rng)?;
         let cost = trained.efficiency;
         let mut outcome = TrialOutcome::default()
             .metric("accuracy", probe.test_accuracy)
