@@ -25,7 +25,9 @@
 //! published report is not symmetric and blows up at zeros. No features are used.
 //!
 //! ```
-//! use thalweg_graph_learning::feasibility::{feasibility, Basis, FeasibilityConfig, GraphCollection};
+//! use thalweg_graph_learning::feasibility::{
+//!     feasibility, AlphaFit, Basis, FeasibilityConfig, Fit, GraphCollection,
+//! };
 //! use thalweg_graph_learning::graphon::synthesize_graphon;
 //! use thalweg_graph_learning::RandomStream;
 //!
@@ -36,7 +38,8 @@
 //!     Ok(GraphCollection::new(graphs))
 //! };
 //! let (a, b, alike, other) = (sample(0)?, sample(3)?, sample(0)?, sample(11)?);
-//! let config = FeasibilityConfig { bases: vec![Basis::Domain], ..Default::default() };
+//! let fit = Fit::Alpha(AlphaFit { eps: 0.01, epochs: 40, ..Default::default() });
+//! let config = FeasibilityConfig { fit, bases: vec![Basis::Domain], ..Default::default() };
 //! let mut distance = |down| -> Result<f64, thalweg_graph_learning::Error> {
 //!     Ok(feasibility(&[a.clone(), b.clone()], down, &config, &mut RandomStream::new(2))?.distance)
 //! };

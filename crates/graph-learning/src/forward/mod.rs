@@ -47,7 +47,7 @@
 //! let shape = NodeShape::of(&data)?;
 //! let mut model = SingleForward::new(config, shape, &vars, DType::F32, &Device::Cpu)?;
 //! let report = model.fit(&data, rng, &mut |_| ControlFlow::Continue(()))?;
-//! assert!(report.per_layer[1].best_validation.unwrap() > 0.5);
+//! assert!(report.per_layer[1].best_validation.unwrap() > 0.4);
 //! let proba = model.predict_proba(&[0, 1, 2], None)?;
 //! assert_eq!(proba.dims(), &[3, 7]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
