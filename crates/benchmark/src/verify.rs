@@ -84,6 +84,17 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
         ("drakes", vec![|r| Ok(sequence_design::verify::drakes(r)?)]),
         #[cfg(feature = "sequence-design")]
         ("bib", vec![|r| Ok(sequence_design::verify::bib(r)?)]),
+        #[cfg(feature = "guidance")]
+        (
+            "svdd",
+            vec![
+                |r| Ok(guidance::verify::svdd(r)?),
+                #[cfg(feature = "sequence-design")]
+                |r| Ok(sequence_design::verify::svdd(r)?),
+                #[cfg(not(feature = "sequence-design"))]
+                |r| Ok(guidance::verify::svdd_without_tokens(r)?),
+            ],
+        ),
     ]
 }
 

@@ -167,6 +167,18 @@ pub(crate) fn log_prob_gradient(
     }
 }
 
+/// `w sigma^2 / alpha`: what a gradient `g` moves the clean sample by in `eps - w sigma g`.
+pub(crate) fn score_factor(w: f64, level: &Level) -> Result<f64> {
+    let factor = w * level.sigma.powi(2) / level.alpha;
+    match factor.is_finite() {
+        true => Ok(factor),
+        false => Err(Error::unsupported(
+            "guidance by a gradient at pure noise",
+            "start at a level with signal, or put it into an Interval",
+        )),
+    }
+}
+
 impl<M: NoisyModel> Guidance for ClassifierGuidance<M> {
     fn begin(&mut self, _: &RunInfo) -> flows::Result<()> {
         Ok(check::finite("ClassifierGuidance::w", self.w)?)
@@ -188,15 +200,7 @@ impl<M: NoisyModel> Guidance for ClassifierGuidance<M> {
             let ratio = (norm(&d.x0)? / norm(&g)?.maximum(f64::from(f32::MIN_POSITIVE))?)?;
             g = g.broadcast_mul(&ratio)?;
         }
-        // eps - w sigma g in terms of x0.
-        let factor = self.w * cx.level.sigma.powi(2) / cx.level.alpha;
-        if !factor.is_finite() {
-            return Err(Error::unsupported(
-                "classifier guidance at pure noise",
-                "start at a level with signal, or put it into an Interval",
-            )
-            .into());
-        }
+        let factor = score_factor(self.w, &cx.level)?;
         let x0 = (&d.x0 + g.affine(factor, 0.0)?)?;
         Ok(d.with_x0(x0))
     }

@@ -7,6 +7,8 @@ mod graph_learning;
 mod networks;
 mod nn;
 mod optim;
+#[cfg(feature = "sequence-design")]
+mod sequence_design;
 mod worker;
 
 pub use networks::memory;
@@ -99,6 +101,8 @@ pub fn run(
     networks::cases(&mut session)?;
     #[cfg(feature = "convex")]
     convex::cases(&mut session)?;
+    #[cfg(feature = "sequence-design")]
+    sequence_design::cases(&mut session)?;
     if let Some(unknown) = only.iter().find(|name| !session.known.contains(name)) {
         bail!(
             "no comparison of `{unknown}`; known: {}",

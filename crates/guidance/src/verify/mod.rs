@@ -6,7 +6,9 @@
 mod adaptive;
 mod apg;
 mod guidance_core;
+mod svdd;
 
 pub use adaptive::adaptive_guidance;
 pub use apg::apg;
 pub use guidance_core::guidance_core;
+pub use svdd::{svdd, svdd_without_tokens};

@@ -8,3 +8,4 @@ mod apg;
 mod basic;
 mod reference;
 mod support;
+mod svdd;

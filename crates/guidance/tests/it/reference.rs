@@ -66,3 +66,34 @@ fn adaptive_guidance() {
         |_| false,
     );
 }
+
+#[test]
+fn svdd() {
+    let report = verify_file("svdd", verify::svdd);
+    assert!(report.unknown.iter().all(|name| !name.starts_with("cont_")));
+    let whole = |reference: &mut tensor_core::verify::Reference| {
+        verify::svdd(reference)?;
+        verify::svdd_without_tokens(reference)
+    };
+    assert_passed(&verify_file("svdd", whole), |_| false);
+}
+
+/// Fewer samples, and fewer candidates where the run does not depend on the others.
+#[test]
+fn svdd_with_fewer_samples() {
+    let fewer = |tensors: &mut BTreeMap<String, Raw>, _: &mut HashMap<String, String>| {
+        let axes = [
+            ("cont_index", 1),
+            ("cont_states", 1),
+            ("cont_values", 1),
+            ("u_select_cont", 1),
+            ("x_T", 0),
+            ("z", 2),
+        ];
+        for (name, axis) in axes {
+            shorten(tensors.get_mut(name).unwrap(), axis, 2);
+        }
+    };
+    let report = verify_variant("svdd", fewer, verify::svdd);
+    assert_passed(&report, |name| !name.starts_with("cont_"));
+}
