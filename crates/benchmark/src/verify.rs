@@ -97,19 +97,23 @@ pub fn adaptors() -> Vec<(&'static str, Vec<Adaptor>)> {
         ("ppap", vec![|r| Ok(guidance::verify::ppap(r)?)]),
         #[cfg(feature = "guidance")]
         ("gfcg", vec![|r| Ok(guidance::verify::gfcg(r)?)]),
-        #[cfg(feature = "guidance")]
-        (
-            "svdd",
-            vec![|r| Ok(guidance::verify::svdd(r)?), |r| {
-                Ok(guidance::verify::svdd_without_tokens(r)?)
-            }],
-        ),
         #[cfg(feature = "sequence-design")]
         ("op-gfn", vec![|r| Ok(sequence_design::verify::op_gfn(r)?)]),
         #[cfg(feature = "sequence-design")]
         ("drakes", vec![|r| Ok(sequence_design::verify::drakes(r)?)]),
         #[cfg(feature = "sequence-design")]
         ("bib", vec![|r| Ok(sequence_design::verify::bib(r)?)]),
+        #[cfg(feature = "guidance")]
+        (
+            "svdd",
+            vec![
+                |r| Ok(guidance::verify::svdd(r)?),
+                #[cfg(feature = "sequence-design")]
+                |r| Ok(sequence_design::verify::svdd(r)?),
+                #[cfg(not(feature = "sequence-design"))]
+                |r| Ok(guidance::verify::svdd_without_tokens(r)?),
+            ],
+        ),
     ]
 }
 

@@ -23,6 +23,10 @@ pub enum Error {
     #[error(transparent)]
     Optim(Box<optim::Error>),
 
+    /// The decoder of `thalweg-guidance` failed.
+    #[error(transparent)]
+    Guidance(Box<guidance::Error>),
+
     /// A field of a configuration has a value that makes no sense.
     #[error("{field} = {value}: expected {expected}")]
     InvalidConfig {
@@ -88,6 +92,12 @@ pub enum Error {
 impl From<optim::Error> for Error {
     fn from(error: optim::Error) -> Self {
         Self::Optim(Box::new(error))
+    }
+}
+
+impl From<guidance::Error> for Error {
+    fn from(error: guidance::Error) -> Self {
+        Self::Guidance(Box::new(error))
     }
 }
 

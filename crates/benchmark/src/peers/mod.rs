@@ -9,6 +9,8 @@ mod graph_learning;
 mod networks;
 mod nn;
 mod optim;
+#[cfg(feature = "sequence-design")]
+mod sequence_design;
 mod worker;
 
 pub use networks::{memory, serve};
@@ -103,6 +105,8 @@ pub fn run(
     flows::cases(&mut session)?;
     #[cfg(feature = "convex")]
     convex::cases(&mut session)?;
+    #[cfg(feature = "sequence-design")]
+    sequence_design::cases(&mut session)?;
     if let Some(unknown) = only.iter().find(|name| !session.known.contains(name)) {
         bail!(
             "no comparison of `{unknown}`; known: {}",

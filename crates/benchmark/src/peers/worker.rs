@@ -15,6 +15,7 @@ const SCRIPT: &str = concat!(
     include_str!("networks.py"),
     include_str!("flows.py"),
     include_str!("convex.py"),
+    include_str!("sequence_design.py"),
     "main()\n"
 );
 

@@ -85,5 +85,7 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         Box::new(sequence_design::drakes::Drakes),
         #[cfg(feature = "sequence-design")]
         Box::new(sequence_design::bib::Bib),
+        #[cfg(feature = "sequence-design")]
+        Box::new(sequence_design::svdd::SvddScenario),
     ]
 }

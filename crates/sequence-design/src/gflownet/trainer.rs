@@ -217,10 +217,11 @@ pub struct StepReport {
 }
 
 /// Objectives of objects, one list each; all are maximized.
-pub type Objective<'a, S> = Box<dyn FnMut(&[S], &[Vec<f32>]) -> Result<Vec<Vec<f64>>> + 'a>;
+pub type Objective<'a, S> = Box<dyn FnMut(&[S], &[Vec<f32>]) -> Result<Vec<Vec<f64>>> + Send + 'a>;
 
 /// Draws the context numbers of so many trajectories.
-pub type Contexts<'a> = Box<dyn FnMut(usize, &mut RandomStream) -> Result<Vec<Vec<f32>>> + 'a>;
+pub type Contexts<'a> =
+    Box<dyn FnMut(usize, &mut RandomStream) -> Result<Vec<Vec<f32>>> + Send + 'a>;
 
 /// Trains a policy; see the [module](super) page.
 pub struct GflowTrainer<'a, E: Environment, P, O> {
@@ -246,7 +247,7 @@ impl<'a, E: Environment, P: PolicyNet, O: Optimizer> GflowTrainer<'a, E, P, O> {
         policy: P,
         optimizer: O,
         config: GflowConfig<E::State>,
-        mut objective: impl FnMut(&[E::State]) -> Result<Vec<Vec<f64>>> + 'a,
+        mut objective: impl FnMut(&[E::State]) -> Result<Vec<Vec<f64>>> + Send + 'a,
     ) -> Result<Self> {
         config.validate()?;
         let replay = config.replay.map(|c| Replay::new(c, 0)).transpose()?;
@@ -270,8 +271,8 @@ impl<'a, E: Environment, P: PolicyNet, O: Optimizer> GflowTrainer<'a, E, P, O> {
     pub fn conditional(
         mut self,
         width: usize,
-        contexts: impl FnMut(usize, &mut RandomStream) -> Result<Vec<Vec<f32>>> + 'a,
-        objective: impl FnMut(&[E::State], &[Vec<f32>]) -> Result<Vec<Vec<f64>>> + 'a,
+        contexts: impl FnMut(usize, &mut RandomStream) -> Result<Vec<Vec<f32>>> + Send + 'a,
+        objective: impl FnMut(&[E::State], &[Vec<f32>]) -> Result<Vec<Vec<f64>>> + Send + 'a,
     ) -> Result<Self> {
         check::at_least("conditional::width", width, 1)?;
         self.contexts = Box::new(contexts);

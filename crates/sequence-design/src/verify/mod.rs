@@ -6,7 +6,9 @@
 mod bib;
 mod drakes;
 mod op_gfn;
+mod svdd;
 
 pub use bib::bib;
 pub use drakes::drakes;
 pub use op_gfn::op_gfn;
+pub use svdd::svdd;

@@ -7,3 +7,4 @@ mod bib;
 mod drakes;
 mod gflownet;
 mod support;
+mod svdd;

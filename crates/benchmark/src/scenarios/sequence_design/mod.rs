@@ -5,3 +5,4 @@ mod data;
 pub(super) mod drakes;
 pub(super) mod op_gfn;
 mod regulatory;
+pub(super) mod svdd;
