@@ -46,8 +46,7 @@ impl Scenario for Lion {
                       Program search from AdamW: perceptron 64-16-10, 100 steps, fitness is the validation loss; \
                       evolution (30 programs, tournaments of 5), random search (1 to 5 mutations) and tuning of \
                       AdamW's constants with 1000 trainings each (400 in the quick suite, 10,000 in the full one). \
-                      The larger task, a 64-64-64-10 perceptron for 500 steps, is asked about every new best program. \
-                      The funnel retrains the 20 best and the one that did best there, three times, against \
+                      The funnel retrains the 20 best on a 64-64-64-10 perceptron for 500 steps, three times, against \
                       AdamW with the best of 20 random settings there; in the full suite two transformers on characters \
                       follow.",
             notes: "The paper reports Lion ahead of AdamW on networks a thousand times larger and more. At this size it \

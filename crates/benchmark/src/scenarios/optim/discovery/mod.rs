@@ -25,7 +25,7 @@ fn trainings(suite: Suite) -> usize {
     }
 }
 
-/// Best programs that go from the search into the funnel, and draws of the tuned baseline there.
+/// Programs that go from the search into the funnel, and draws of the tuned baseline there.
 const CANDIDATES: usize = 20;
 /// Programs that the funnel's first stage keeps.
 const KEPT: usize = 5;
@@ -132,8 +132,6 @@ pub(super) fn search(trial: &TrialContext, which: Which) -> Result<TrialOutcome>
         a.fitness.total_cmp(&b.fitness).then_with(texts)
     });
     seen.truncate(CANDIDATES);
-    // The best of a late population are siblings: what carried over best on the way comes along.
-    seen.extend(report.best_meta.iter().map(|best| best.individual.clone()));
     let mut outcome = TrialOutcome::default()
         .metric("fitness", report.best_fitness)
         .metric("warm_fitness", report.history[0].best)
