@@ -45,7 +45,7 @@ impl Scenario for Lion {
                       The timing takes steps over 14 million weights in the shapes of two GPT-2 blocks, in turn. \
                       Program search from AdamW: perceptron 64-16-10, 100 steps, fitness is the validation loss; \
                       evolution (30 programs, tournaments of 5), random search (1 to 5 mutations) and tuning of \
-                      AdamW's constants with 1000 trainings each (400 in the quick suite, 10,000 in the full one). \
+                      AdamW's constants with 400 trainings each (10,000 in the full suite). \
                       The funnel retrains the 20 best on a 64-64-64-10 perceptron for 500 steps, three times, against \
                       AdamW with the best of 20 random settings there; in the full suite two transformers on characters \
                       follow.",

@@ -19,8 +19,7 @@ use std::sync::{Mutex, PoisonError};
 /// Programs that each search trains.
 fn trainings(suite: Suite) -> usize {
     match suite {
-        Suite::Quick => 400,
-        Suite::Standard => 1000,
+        Suite::Quick | Suite::Standard => 400,
         Suite::Full => 10_000,
     }
 }
