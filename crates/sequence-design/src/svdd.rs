@@ -22,6 +22,7 @@
 //! one, and neither does a sequence that did not change (unless the network sees the noise level).
 //!
 //! ```
+//! # extern crate guidance as thalweg_guidance;
 //! use candle_core::{DType, Device, Tensor};
 //! use thalweg_guidance::svdd::{PosteriorMeanValue, Svdd};
 //! use thalweg_sequence_design::masked_diffusion::{DiscreteDenoiser, MaskedDiffusion};

@@ -28,6 +28,7 @@
 //! | `gamma`, `eta` | [`DesignConfig::gamma`], [`DesignConfig::eta`] |
 //!
 //! ```
+//! # extern crate nn as thalweg_nn;
 //! use candle_core::{DType, Device, Tensor};
 //! use thalweg_nn::init::SeededVars;
 //! use thalweg_sequence_design::bidirectional::*;

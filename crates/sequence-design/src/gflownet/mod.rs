@@ -39,6 +39,8 @@
 //! for ever and the sampler sharpens for ever: stop early, or set `max_gap`.
 //!
 //! ```
+//! # extern crate nn as thalweg_nn;
+//! # extern crate optim as thalweg_optim;
 //! use candle_core::{DType, Device};
 //! use candle_nn::{Optimizer, VarBuilder};
 //! use thalweg_nn::init::SeededVars;

@@ -32,6 +32,8 @@
 //! [`svdd`](crate::svdd).
 //!
 //! ```
+//! # extern crate nn as thalweg_nn;
+//! # extern crate optim as thalweg_optim;
 //! use candle_core::{DType, Device, Tensor};
 //! use candle_nn::Optimizer;
 //! use thalweg_nn::init::SeededVars;
@@ -50,7 +52,7 @@
 //!     let mut batch = vec![];
 //!     for _ in 0..32 {
 //!         let half = [rng.below(4)? as u32, rng.below(4)? as u32, rng.below(4)? as u32];
-//!         batch.extend(half.iter().chain(&half));
+//!         batch.extend([half, half].concat());
 //!     }
 //!     let batch = Tensor::from_vec(batch, (32, 6), &Device::Cpu)?;
 //!     let loss = model.nll(&batch, None, &mut rng)?.loss;

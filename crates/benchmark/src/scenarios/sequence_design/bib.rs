@@ -40,8 +40,8 @@ impl Scenario for Bib {
                       TFBind8), scores normalized to [0, 1]. The designer sees the 5000 lowest; whatever scores above \
                       them is extrapolation. Features: a random transformer with 2 layers of 64 numbers over 3-mers. 64 \
                       designs from the best of the table, 100 steps, five bootstrap heads; judged by the true scores.",
-            notes: "The published headline is the best design; the median of the designs is not ahead of the forward loss \
-                    alone.",
+            notes: "The claims are about the best design, as the paper's are; that the median design is ahead of the \
+                    forward loss alone is not claimed.",
             data: Data { embedded: "binding-8mers", real: Some("tfbind8") },
             arms: vec![
                 Arm::new("forward", "forward loss only", Role::Baseline),

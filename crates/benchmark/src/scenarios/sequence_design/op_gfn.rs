@@ -49,8 +49,8 @@ impl Scenario for OpGfn {
                       Two objectives (Branin, Currin) on a 32 x 32 grid whose front has 36 points: Pareto order, against \
                       trajectory balance on (w . f)^beta with the weights w as an input; 600 steps of 128 trajectories. \
                       Exactness: a table trained on an 8 x 8 grid, against the enumerated law.",
-            notes: "The exponent 10 is the best in hindsight; the order needs none. The conditional baseline learns log Z \
-                    as a function of its weights.",
+            notes: "The order has no exponent to tune. The conditional baseline learns log Z as a function of its weights, \
+                    and no log reward is clipped.",
             data: Data { embedded: "binding-8mers", real: Some("tfbind8") },
             arms: vec![
                 Arm::new("tb-1", "TB, beta = 1", Role::Baseline).fixed(&[("beta", 1.0)]),
