@@ -173,13 +173,16 @@ impl FlowChef {
             run.out.grad_evals += self.inner_steps * at.rows;
             Ok(x)
         };
-        self.run((velocity, noise, condition, cost), correction, callback)
+        let asked = (velocity, noise, condition, cost);
+        self.run(asked, false, correction, callback)
     }
 
-    /// The loop: velocity, prediction, correction, step.
+    /// The loop: velocity, prediction, correction, step. With `through` the corrections see the
+    /// velocity's graph.
     fn run(
         &self,
         (velocity, noise, condition, cost): (&dyn Velocity, &Tensor, &Condition, &dyn Cost),
+        through: bool,
         correction: impl Fn(&mut Run, &Here) -> Result<Tensor>,
         mut callback: Option<StepCallback>,
     ) -> Result<GuidedOutput> {
@@ -205,10 +208,17 @@ impl FlowChef {
         let mut curvature = None;
         for step in 0..self.steps {
             let (t, next) = (self.time(step), self.time(step + 1));
-            let mut v = run.ask(velocity, &run.x.clone(), t, condition)?;
+            let at = match through && self.guided(step) {
+                true => Some(Var::from_tensor(&run.x)?),
+                false => None,
+            };
+            let x = at.as_ref().map_or(&run.x, Var::as_tensor).clone();
+            let asked = run.ask(velocity, &x, t, condition)?;
+            let mut v = asked.detach();
+            let graph = at.map(|at| (at, asked));
             if self.solver == Solver::Heun && step + 1 < self.steps {
                 let ahead = (&run.x + v.affine(next - t, 0.0)?)?;
-                let far = run.ask(velocity, &ahead, next, condition)?;
+                let far = run.ask(velocity, &ahead, next, condition)?.detach();
                 v = (v + far)?.affine(0.5, 0.0)?;
             }
             let x1 = (&run.x + v.affine(1.0 - t, 0.0)?)?;
@@ -226,6 +236,7 @@ impl FlowChef {
                     .scale((step, t, self.steps), curvature.unwrap_or(1.0));
                 let here = Here {
                     v: v.clone(),
+                    graph,
                     t,
                     rows,
                     scale,
@@ -270,7 +281,7 @@ struct Run {
 }
 
 impl Run {
-    /// The velocity without a graph.
+    /// The velocity, counted.
     fn ask(
         &mut self,
         velocity: &dyn Velocity,
@@ -280,7 +291,7 @@ impl Run {
     ) -> Result<Tensor> {
         self.out.nfe.main += x.dims()[0];
         self.out.nfe.sequential_calls += 1;
-        Ok(ask(velocity, x, t, condition)?.detach())
+        ask(velocity, x, t, condition)
     }
 }
 
@@ -306,6 +317,8 @@ pub(super) fn ask(
 /// What a correction knows.
 struct Here {
     v: Tensor,
+    /// The sample and its velocity with the graph between them.
+    graph: Option<(Var, Tensor)>,
     t: f64,
     rows: usize,
     scale: Scale,
@@ -441,11 +454,11 @@ pub fn exact_gradient(
 ) -> Result<Tensor> {
     let at = Var::from_tensor(&x.detach())?;
     let v = ask(velocity, at.as_tensor(), t, condition)?;
-    through(&at, &v, t, cost)
+    gradient_through(&at, &v, t, cost)
 }
 
 /// `J^T grad cost`, from a velocity with its graph.
-fn through(at: &Var, v: &Tensor, t: f64, cost: &dyn Cost) -> Result<Tensor> {
+fn gradient_through(at: &Var, v: &Tensor, t: f64, cost: &dyn Cost) -> Result<Tensor> {
     let x1 = (at.as_tensor() + v.affine(1.0 - t, 0.0)?)?;
     let outer = cost.grad(&x1.detach())?;
     gradient(at, &(x1 * outer)?.sum_all()?)
@@ -480,21 +493,19 @@ impl BackpropGuidance {
                 "take Euler's rule and one correction a step",
             ));
         }
-        let rows = noise.dims().first().copied().unwrap_or(0);
-        let condition_rows = condition.for_rows(rows)?;
         let correction = |run: &mut Run, here: &Here| {
-            let Scale::Plain(s) = here.scale else {
+            let (Scale::Plain(s), Some((at, v))) = (&here.scale, &here.graph) else {
                 return Err(Error::unsupported(
                     "Adam with backpropagation",
                     "take StepRule::Gd",
                 ));
             };
-            let g = exact_gradient(velocity, &run.x, here.t, &condition_rows, cost)?;
-            // The forward pass was made for the step already; it counts as one.
+            let g = gradient_through(at, v, here.t, cost)?;
             run.out.nfe.denoiser_backward += here.rows;
             run.out.grad_evals += here.rows;
-            Ok((&run.x - g.affine(s, 0.0)?)?)
+            Ok((&run.x - g.affine(*s, 0.0)?)?)
         };
-        settings.run((velocity, noise, condition, cost), correction, callback)
+        let asked = (velocity, noise, condition, cost);
+        settings.run(asked, true, correction, callback)
     }
 }
