@@ -340,7 +340,7 @@ struct Across<T> {
 impl<T: Scalar> Across<T> {
     fn new(of: Rows<'_, T>, rows: usize) -> Self {
         let mut data = vec![T::ZERO; rows * of.width];
-        transpose(&of.matrix(0, rows), &mut data, rows, false);
+        transpose(&of.matrix(0, rows), &mut data, rows);
         Self {
             data,
             rows,

@@ -484,7 +484,7 @@ impl<T: Scalar> WeightSums<'_, T> {
         for image in images {
             self.source.fill(image_of(image), &mut padded);
             let dy = Matrix::new(gradient_of(image), n, plane);
-            transpose(&dy, &mut across, width, false);
+            transpose(&dy, &mut across, width);
             pulp::Arch::new().dispatch(Outer {
                 offsets: self.offsets,
                 k: self.k,

@@ -77,14 +77,10 @@ fn spaced<T: Scalar>(m: &Matrix<'_, T>, parallel: bool) -> (Vec<T>, usize) {
 
 /// `to[j][i] = from[i][j]` for a row-major `from`; rows of `to` are `width` apart. In tiles that stay
 /// in the first-level cache.
-pub(crate) fn transpose<T: Scalar>(
-    from: &Matrix<'_, T>,
-    to: &mut [T],
-    width: usize,
-    parallel: bool,
-) {
+pub(crate) fn transpose<T: Scalar>(from: &Matrix<'_, T>, to: &mut [T], width: usize) {
     const COLS: usize = 32;
-    let stripe = |(s, to): (usize, &mut [T])| {
+    let stripes = to[..from.cols * width].chunks_mut(COLS * width);
+    for (s, to) in stripes.enumerate() {
         let first = s * COLS;
         let cols = to.len() / width;
         let line = |i: usize| &from.data[i * from.row_stride + first..][..cols];
@@ -101,21 +97,7 @@ pub(crate) fn transpose<T: Scalar>(
                 to[i] = *x;
             }
         }
-    };
-    let to = &mut to[..from.cols * width];
-    match parallel {
-        true => to.par_chunks_mut(COLS * width).enumerate().for_each(stripe),
-        false => to.chunks_mut(COLS * width).enumerate().for_each(stripe),
     }
-}
-
-/// A row-major copy of the transpose of a row-major matrix, and the distance of its rows, which is no
-/// power of two.
-fn transposed<T: Scalar>(m: &Matrix<'_, T>, parallel: bool) -> (Vec<T>, usize) {
-    let width = m.rows.next_multiple_of(8) + 64 / size_of::<T>();
-    let mut copy = vec![T::ZERO; m.cols * width];
-    transpose(m, &mut copy, width, parallel);
-    (copy, width)
 }
 
 /// What happens to the old content of the output.
@@ -146,13 +128,10 @@ pub(crate) fn product<T: Scalar>(
         }
         false => a,
     };
-    // The columns of the result become vectors: where those of `b` are not neighbors, a transpose in
-    // tiles is faster than the one in `gemm`'s packing.
-    let apart = b.row_stride == 1 && b.col_stride > 1;
-    let b = match apart && a.rows >= 64 && b.rows >= 32 && b.cols >= 128 {
+    let b = match b.t().collides() {
         true => {
-            b_copy = transposed(&b.t(), parallel);
-            Matrix::strided(&b_copy.0, (b.rows, b.cols), (b_copy.1, 1))
+            b_copy = spaced(&b.t(), parallel);
+            Matrix::strided(&b_copy.0, (b.cols, b.rows), (b_copy.1, 1)).t()
         }
         false => b,
     };
