@@ -70,19 +70,19 @@ fn adaptive_guidance() {
 
 #[test]
 fn svdd() {
-    let report = verify_file("svdd", verify::svdd);
+    let report = FILES.verify("svdd", verify::svdd);
     assert!(report.unknown.iter().all(|name| !name.starts_with("cont_")));
     let whole = |reference: &mut tensor_core::verify::Reference| {
         verify::svdd(reference)?;
         verify::svdd_without_tokens(reference)
     };
-    assert_passed(&verify_file("svdd", whole), |_| false);
+    assert_passed(&FILES.verify("svdd", whole), |_| false);
 }
 
 /// Fewer samples, and fewer candidates where the run does not depend on the others.
 #[test]
 fn svdd_with_fewer_samples() {
-    let fewer = |tensors: &mut BTreeMap<String, Raw>, _: &mut HashMap<String, String>| {
+    let fewer = |tensors: &mut BTreeMap<String, Array>, _: &mut BTreeMap<String, String>| {
         let axes = [
             ("cont_index", 1),
             ("cont_states", 1),
@@ -92,22 +92,22 @@ fn svdd_with_fewer_samples() {
             ("z", 2),
         ];
         for (name, axis) in axes {
-            shorten(tensors.get_mut(name).unwrap(), axis, 2);
+            tensors.get_mut(name).unwrap().shorten(axis, 2).unwrap();
         }
     };
-    let report = verify_variant("svdd", fewer, verify::svdd);
+    let report = FILES.verify_variant("svdd", fewer, verify::svdd);
     assert_passed(&report, |name| !name.starts_with("cont_"));
 }
 
 #[test]
 fn gfcg() {
-    assert_passed(&verify_file("gfcg", verify::gfcg), |_| false);
+    assert_passed(&FILES.verify("gfcg", verify::gfcg), |_| false);
 }
 
 /// Fewer samples, and a file with some of the modes only.
 #[test]
 fn gfcg_with_fewer_samples_and_modes() {
-    let fewer = |tensors: &mut BTreeMap<String, Raw>, _: &mut HashMap<String, String>| {
+    let fewer = |tensors: &mut BTreeMap<String, Array>, _: &mut BTreeMap<String, String>| {
         tensors.retain(|name, _| !name.starts_with("gfcg_const") && !name.starts_with("atg_swap"));
         for (name, raw) in tensors.iter_mut() {
             let starts = ["cond", "cfg", "atg", "gfcg"];
@@ -117,41 +117,45 @@ fn gfcg_with_fewer_samples_and_modes() {
                 n if starts.iter().any(|s| n.starts_with(s)) => 1,
                 _ => continue,
             };
-            shorten(raw, axis, 2);
+            raw.shorten(axis, 2).unwrap();
         }
     };
-    assert_passed(&verify_variant("gfcg", fewer, verify::gfcg), |_| false);
+    assert_passed(&FILES.verify_variant("gfcg", fewer, verify::gfcg), |_| {
+        false
+    });
 }
 
 #[test]
 fn flowchef() {
-    assert_passed(&verify_file("flowchef", verify::flowchef), |_| false);
+    assert_passed(&FILES.verify("flowchef", verify::flowchef), |_| false);
 }
 
 /// Other operators' names and another number of early steps; no editing.
 #[test]
 fn flowchef_with_fewer_parts() {
-    let change = |tensors: &mut BTreeMap<String, Raw>, metadata: &mut HashMap<String, String>| {
+    let change = |tensors: &mut BTreeMap<String, Array>,
+                  metadata: &mut BTreeMap<String, String>| {
         tensors.retain(|name, _| !name.starts_with("edit") && !name.starts_with("deblur"));
         metadata.retain(|name, _| !name.starts_with("edit"));
         let early = tensors.remove("sr2_after3");
         assert!(early.is_some());
     };
     assert_passed(
-        &verify_variant("flowchef", change, verify::flowchef),
+        &FILES.verify_variant("flowchef", change, verify::flowchef),
         |_| false,
     );
 }
 
 #[test]
 fn reno() {
-    assert_passed(&verify_file("reno", verify::reno), |_| false);
+    assert_passed(&FILES.verify("reno", verify::reno), |_| false);
 }
 
 /// Cases under other names.
 #[test]
 fn reno_with_other_cases() {
-    let change = |tensors: &mut BTreeMap<String, Raw>, metadata: &mut HashMap<String, String>| {
+    let change = |tensors: &mut BTreeMap<String, Array>,
+                  metadata: &mut BTreeMap<String, String>| {
         tensors.retain(|name, _| !name.starts_with("case0"));
         metadata.remove("case0");
         for name in tensors.keys().cloned().collect::<Vec<_>>() {
@@ -163,10 +167,12 @@ fn reno_with_other_cases() {
         let settings = metadata.remove("case2").unwrap();
         metadata.insert("run.b".into(), settings);
     };
-    assert_passed(&verify_variant("reno", change, verify::reno), |_| false);
+    assert_passed(&FILES.verify_variant("reno", change, verify::reno), |_| {
+        false
+    });
 }
 
 #[test]
 fn ppap() {
-    assert_passed(&verify_file("ppap", verify::ppap), |_| false);
+    assert_passed(&FILES.verify("ppap", verify::ppap), |_| false);
 }

@@ -32,7 +32,7 @@
 //! | `R`, `beta`, or the order | [`GflowConfig::signal`] |
 //! | weight of `L_OP` | `weight` in [`RewardSignal`] |
 //! | `w` | [`GflowConfig::backward_kl`] |
-//! | `lambda` | [`SubTrajectoryWeights`](loss::SubTrajectoryWeights) |
+//! | `lambda` | [`SubTrajectoryWeights`] |
 //! | `epsilon` | [`Exploration::epsilon`] |
 //!
 //! `log Z` gets no gradient from an order and stays what it is. On a total order the gaps of `l` grow

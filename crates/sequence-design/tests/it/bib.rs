@@ -8,14 +8,14 @@ use tensor_core::autograd::{check_gradients, CheckConfig};
 
 #[test]
 fn reference() {
-    let report = verify("bib", sequence_design::verify::bib);
+    let report = FILES.verify("bib", sequence_design::verify::bib);
     assert_passed(&report, |_| false);
     assert_eq!(report.comparisons.len(), 7 + 6 + 25);
 }
 
 #[test]
 fn reference_with_another_prefix_and_without_measurements() {
-    let report = verify_variant(
+    let report = FILES.verify_variant(
         "bib",
         |tensors, _| {
             let kept = tensors.iter().filter(|(n, _)| !n.starts_with("tfbind8"));

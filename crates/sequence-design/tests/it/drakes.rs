@@ -10,14 +10,14 @@ use tensor_core::autograd::grad_check;
 
 #[test]
 fn reference() {
-    let report = verify("drakes", sequence_design::verify::drakes);
+    let report = FILES.verify("drakes", sequence_design::verify::drakes);
     assert_passed(&report, |_| false);
     assert_eq!(report.comparisons.len(), 20);
 }
 
 #[test]
 fn reference_under_another_prefix() {
-    let report = verify_variant(
+    let report = FILES.verify_variant(
         "drakes",
         |tensors, _| {
             let renamed = tensors.iter().map(|(n, t)| (format!("c1.{n}"), t.clone()));

@@ -15,14 +15,14 @@ use tensor_core::autograd::{check_gradients, CheckConfig};
 
 #[test]
 fn reference() {
-    let report = verify("op-gfn", sequence_design::verify::op_gfn);
+    let report = FILES.verify("op-gfn", sequence_design::verify::op_gfn);
     assert_passed(&report, |_| false);
     assert_eq!(report.comparisons.len(), 34);
 }
 
 #[test]
 fn reference_with_another_prefix_and_fewer_trajectories() {
-    let report = verify_variant(
+    let report = FILES.verify_variant(
         "op-gfn",
         |tensors, _| {
             let renamed = tensors

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 #[test]
 fn reference() {
-    let report = verify("svdd", sequence_design::verify::svdd);
+    let report = FILES.verify("svdd", sequence_design::verify::svdd);
     let gaussian = [
         "beta",
         "x_T",
