@@ -12,6 +12,7 @@ use crate::error::{check, Error, Result};
 use crate::grid::Grid;
 use crate::level::{Level, Levels};
 use crate::prediction::{select_rows, Denoised, Prediction};
+use crate::watch::type_name;
 use candle_core::Tensor;
 
 /// Which model is asked.
@@ -175,6 +176,11 @@ pub trait Guidance {
     fn end_step(&mut self, _cx: &StepCx) -> Result<()> {
         Ok(())
     }
+
+    /// What errors call the rule: its type, without the paths of modules.
+    fn name(&self) -> String {
+        type_name::<Self>()
+    }
 }
 
 impl<G: Guidance + ?Sized> Guidance for Box<G> {
@@ -188,6 +194,10 @@ impl<G: Guidance + ?Sized> Guidance for Box<G> {
 
     fn end_step(&mut self, cx: &StepCx) -> Result<()> {
         (**self).end_step(cx)
+    }
+
+    fn name(&self) -> String {
+        (**self).name()
     }
 }
 
@@ -203,6 +213,10 @@ impl<G: Guidance + ?Sized> Guidance for &mut G {
 
     fn end_step(&mut self, cx: &StepCx) -> Result<()> {
         (**self).end_step(cx)
+    }
+
+    fn name(&self) -> String {
+        (**self).name()
     }
 }
 

@@ -183,7 +183,7 @@ impl<'a> Sampler<'a> {
     /// How clean samples are made from predictions. Hand a `&mut` to keep what the rule records.
     #[must_use]
     pub fn guidance<G: Guidance + 'a>(mut self, guidance: G) -> Self {
-        self.names[0] = type_name::<G>();
+        self.names[0] = guidance.name();
         self.guidance = Box::new(guidance);
         self
     }

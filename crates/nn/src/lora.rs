@@ -35,7 +35,7 @@
 //! assert_eq!(build()?.forward(&x)?.to_vec2::<f32>()?, base.forward(&x)?.to_vec2::<f32>()?);
 //!
 //! let mut sgd = candle_nn::SGD::new(adapters.vars(), 0.1)?;
-//! for _ in 0..20 {
+//! for _ in 0..200 {
 //!     sgd.backward_step(&(build()?.forward(&x)? - 1.0)?.sqr()?.mean_all()?)?;
 //! }
 //! let off = (build()?.forward(&x)? - 1.0)?.sqr()?.mean_all()?.to_scalar::<f32>()?;

@@ -43,7 +43,7 @@
 //! let model = AnalyticMixture::new(&means, &[0.1; 3], &[1.0; 3])?.with_classes(&[0, 1, 2])?.with_leak(0.3)?;
 //! // Logits of a clean sample: a network in practice.
 //! let classifier = OnDenoised::new(|x: &Tensor| Ok((x.matmul(&means.t()?)? * 4.0)?));
-//! let mut rule = Gfcg::new(classifier).scale(5.0);
+//! let mut rule = Gfcg::new(classifier).scale(5.0).skip_below(0.1);
 //!
 //! let rng = RandomStream::new(1);
 //! let noise = rng.split("start").normal(0.0, 1.0, (64, 2), DType::F64, &Device::Cpu)?;
@@ -52,7 +52,7 @@
 //! let out = Sampler::new(&model, grid).guidance(&mut rule).sample(&noise, &class, None, &rng)?;
 //! let right = out.x.narrow(1, 0, 1)?.lt(-0.5)?.to_dtype(DType::F64)?.mean_all()?.to_scalar::<f64>()?;
 //! assert!(right > 0.9);
-//! // Rows that need no guidance cost one evaluation.
+//! // Rows whose guidance would be weaker than 0.1 cost one evaluation.
 //! assert!(out.nfe.main < 2 * 64 * 20);
 //! assert_eq!(rule.trace().len(), 20);
 //! # Ok::<(), thalweg_flows::Error>(())

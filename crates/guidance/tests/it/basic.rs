@@ -147,7 +147,7 @@ fn bad_rules_are_named() {
     let nan = |x: &Tensor, _: &Level, _: &Condition| Ok((x.sum(1)? * f64::NAN)?);
     fails(
         Box::new(ClassifierGuidance::new(nan, 1.0)),
-        "guided clean sample",
+        "the clean sample of ClassifierGuidance",
     );
     let cut = |x: &Tensor, _: &Level, _: &Condition| Ok(x.detach().sum(1)?);
     fails(Box::new(ClassifierGuidance::new(cut, 1.0)), "classifier");
