@@ -65,7 +65,8 @@ impl Scenario for Cgs {
                       label for a graph from the sum of its fixed points, in 5 folds: lattices against rewired ones, or with \
                       real data the molecules of MUTAG.",
             notes: "The errors at 800 nodes show how far each model reaches: no arm was trained on networks of more \
-                    than 59 nodes.",
+                    than 59 nodes. The generated lattices are told apart no better than by chance, so the claim about \
+                    classes is not shown on them.",
             data: Data { embedded: "conductance", real: Some("graphs") },
             arms: vec![
                 arm("one-layer", "one layer", Role::Baseline, 1.0, 0.0),

@@ -60,7 +60,8 @@ impl Scenario for RenoScenario {
                       layers of two classifiers of 900 digits; the judge is the same of a third classifier of the others. \
                       200 samples, 50 iterations, absolute learning rates. 150 draws cost as much as 50 iterations with \
                       their gradients.",
-            notes: "The paper's learning rate of 5 for |z| = 128 is 0.3 here.",
+            notes: "The paper's learning rate of 5 for |z| = 128 is 0.3 here. Without the regularizer the norm of \
+                    these 64 numbers grows too, but by less than 10 %.",
             data: Data { embedded: "digits", real: None },
             arms: vec![
                 Arm::new("best50", "best of 50 draws", Role::Baseline).fixed(&[("draws", 50.0)]),
