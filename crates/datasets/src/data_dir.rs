@@ -146,11 +146,11 @@ impl DataDir {
     }
 
     /// The 8-mer table of a transcription factor ([`TFBIND8`], say); see
-    /// [`read_binding`](crate::load::tfbind::read_binding).
+    /// [`read_binding`].
     ///
     /// # Errors
     /// [`Error::MissingFiles`]; those of
-    /// [`read_binding`](crate::load::tfbind::read_binding).
+    /// [`read_binding`].
     pub fn binding(&self, factor: &str) -> Result<BindingTable> {
         let folder = self.folder("tfbind8");
         let paths = locate("tfbind8", &[folder], &[&binding_file(factor)])?;

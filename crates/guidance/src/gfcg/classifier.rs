@@ -64,7 +64,7 @@ impl<'a, F: Fn(&Tensor) -> Result<Tensor>> OnDenoised<'a, F> {
     }
 
     /// Decodes latents before they are cut and classified: the cost of a decoder at every step. A
-    /// small classifier of latents, or [`Gfcg::every`], is cheaper.
+    /// small classifier of latents, or [`Gfcg::every`](super::Gfcg::every), is cheaper.
     #[must_use]
     pub fn decode(self, decode: impl Fn(&Tensor) -> Result<Tensor> + 'a) -> Self {
         Self {

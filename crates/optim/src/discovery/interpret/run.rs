@@ -32,7 +32,7 @@ pub struct ProgramRun<'a, T> {
 }
 
 impl<T: Number> ProgramRun<'_, T> {
-    /// One step of an update rule ([`Signature::optimizer`]): `w <- w - update`, and the carried
+    /// One step of an update rule ([`Signature::optimizer`](crate::discovery::Signature::optimizer)): `w <- w - update`, and the carried
     /// trees are replaced. All tensors one after the other in `w` and `g`; `lr` is the schedule's
     /// value.
     ///
