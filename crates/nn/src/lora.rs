@@ -34,7 +34,7 @@
 //! let x = Tensor::ones((2, 4), DType::F32, &Device::Cpu)?;
 //! assert_eq!(build()?.forward(&x)?.to_vec2::<f32>()?, base.forward(&x)?.to_vec2::<f32>()?);
 //!
-//! let mut sgd = candle_nn::SGD::new(adapters.vars(), 0.1)?;
+//! let mut sgd = candle_nn::SGD::new(adapters.vars(), 0.01)?;
 //! for _ in 0..200 {
 //!     sgd.backward_step(&(build()?.forward(&x)? - 1.0)?.sqr()?.mean_all()?)?;
 //! }
