@@ -361,7 +361,7 @@ impl<'a> Parser<'a> {
         self.tokens.get(self.at) == Some(&Token::Symbol(symbol))
     }
 
-    fn expect(&mut self, symbol: char) -> Result<()> {
+    fn demand(&mut self, symbol: char) -> Result<()> {
         match self.next() {
             Some(Token::Symbol(c)) if c == symbol => Ok(()),
             other => self.error(format!("expected `{symbol}`, found {}", describe(&other))),
@@ -387,7 +387,7 @@ impl<'a> Parser<'a> {
             return self.error("expected `def NAME(..):`");
         }
         program.name = self.name()?;
-        self.expect('(')?;
+        self.demand('(')?;
         loop {
             let name = self.name()?;
             if program.names.contains(&name) {
@@ -400,8 +400,8 @@ impl<'a> Parser<'a> {
             self.at += 1;
         }
         program.inputs = program.names.len();
-        self.expect(')')?;
-        self.expect(':')?;
+        self.demand(')')?;
+        self.demand(':')?;
         self.end()
     }
 
@@ -420,14 +420,14 @@ impl<'a> Parser<'a> {
             self.at += 1;
         }
         if parenthesized {
-            self.expect(')')?;
+            self.demand(')')?;
         }
         self.end()
     }
 
     fn statement(&mut self, program: &mut Program) -> Result<()> {
         let name = self.name()?;
-        self.expect('=')?;
+        self.demand('=')?;
         let value = self.sum(program)?;
         self.end()?;
         // The last operation of the expression, if it is one, sets the name itself.
@@ -502,7 +502,7 @@ impl<'a> Parser<'a> {
             },
             Some(Token::Symbol('(')) => {
                 let value = self.sum(program)?;
-                self.expect(')')?;
+                self.demand(')')?;
                 Ok(value)
             }
             Some(Token::Name(name)) if self.peek('(') => self.call(program, &name),
@@ -518,7 +518,7 @@ impl<'a> Parser<'a> {
         let Some(op) = Op::from_name(name) else {
             return self.error(format!("there is no operation `{name}`"));
         };
-        self.expect('(')?;
+        self.demand('(')?;
         let mut args = Vec::new();
         while !self.peek(')') {
             args.push(self.sum(program)?);
@@ -527,7 +527,7 @@ impl<'a> Parser<'a> {
             }
             self.at += 1;
         }
-        self.expect(')')?;
+        self.demand(')')?;
         if args.len() != op.arity() {
             let (wanted, got) = (op.arity(), args.len());
             return self.error(format!("`{name}` takes {wanted} arguments, got {got}"));
