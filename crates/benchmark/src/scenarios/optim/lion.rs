@@ -53,7 +53,7 @@ impl Scenario for Lion {
                     is not, so the claim is the smaller one: within 0.025 of AdamW's accuracy. The best of a grid is \
                     chosen by test accuracy, for both optimizers alike. Tuning AdamW's constants alone beats the \
                     evolved programs on the small task at this budget, and no claim says otherwise. Five seeds are few for \
-                    searches that differ this much from draw to draw: on 20 other draws (100 to 119) evolution ends at 0.183 \
+                    searches that differ this much from draw to draw: on 20 draws outside of the suite evolution ends at 0.183 \
                     and random search at 0.218 in the mean, and evolution is within 1.02 of it on 17.",
             data: Data { embedded: "digits", real: Some("mnist") },
             arms: vec![
