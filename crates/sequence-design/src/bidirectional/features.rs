@@ -99,10 +99,9 @@ fn dense(
 }
 
 /// A small BERT of one's own over soft tokens, mean over the positions. With random weights it is a
-/// random feature map; it can be trained like any network. The layers begin with the values of
-/// PyTorch's `TransformerEncoderLayer`, tokens with those of its `Embedding` and positions with BERT's.
-/// Of a random feature map the scales are all there is: wider weights make it rougher, and positions as
-/// wide as tokens drown them.
+/// random feature map; it can be trained like any network. Tokens and positions begin with
+/// BERT's values, the layers with those of PyTorch's `TransformerEncoderLayer`: of a random feature map
+/// the scales are all there is, and wider ones make it rougher.
 pub struct KmerTransformer {
     embed: Linear,
     positions: Tensor,
@@ -141,11 +140,14 @@ impl KmerTransformer {
                 second: norm("norm.1")?,
             });
         }
-        let normal = |stdev| Init::Randn { mean: 0.0, stdev };
-        let embed = vb.get_with_hints((w, config.alphabet), "embed", normal(1.0))?;
+        let small = Init::Randn {
+            mean: 0.0,
+            stdev: 0.02,
+        };
+        let embed = vb.get_with_hints((w, config.alphabet), "embed", small)?;
         Ok(Self {
             embed: Linear::new(embed, None),
-            positions: vb.get_with_hints((config.tokens, w), "positions", normal(0.02))?,
+            positions: vb.get_with_hints((config.tokens, w), "positions", small)?,
             layers,
             heads: config.heads,
             place: (vb.dtype(), vb.device().clone()),
