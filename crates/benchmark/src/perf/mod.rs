@@ -8,6 +8,8 @@ mod ceiling;
 mod convex;
 #[cfg(feature = "graph-learning")]
 mod graph_learning;
+#[cfg(feature = "guidance")]
+mod guidance;
 mod nn;
 mod optim;
 mod timing;
@@ -164,6 +166,8 @@ fn measure(plan: &Plan<'_>, threads: usize) -> Result<Vec<Row>> {
     convex::kernels(&mut session)?;
     #[cfg(feature = "graph-learning")]
     graph_learning::kernels(&mut session)?;
+    #[cfg(feature = "guidance")]
+    guidance::kernels(&mut session)?;
     let known = |name: &&String| !session.groups.iter().any(|group| group == name);
     if let Some(unknown) = plan.only.iter().find(known) {
         bail!(
