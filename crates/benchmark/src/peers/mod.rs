@@ -6,6 +6,8 @@ mod convex;
 mod flows;
 #[cfg(feature = "graph-learning")]
 mod graph_learning;
+#[cfg(feature = "guidance")]
+mod guidance;
 mod networks;
 mod nn;
 mod optim;
@@ -103,6 +105,8 @@ pub fn run(
     networks::cases(&mut session)?;
     #[cfg(feature = "flows")]
     flows::cases(&mut session)?;
+    #[cfg(feature = "guidance")]
+    guidance::cases(&mut session)?;
     #[cfg(feature = "convex")]
     convex::cases(&mut session)?;
     #[cfg(feature = "sequence-design")]

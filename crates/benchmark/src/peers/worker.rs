@@ -14,6 +14,7 @@ const SCRIPT: &str = concat!(
     include_str!("graph_learning.py"),
     include_str!("networks.py"),
     include_str!("flows.py"),
+    include_str!("guidance.py"),
     include_str!("convex.py"),
     include_str!("sequence_design.py"),
     "main()\n"

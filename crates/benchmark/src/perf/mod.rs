@@ -8,6 +8,8 @@ mod ceiling;
 mod convex;
 #[cfg(feature = "graph-learning")]
 mod graph_learning;
+#[cfg(feature = "guidance")]
+mod guidance;
 mod nn;
 mod optim;
 #[cfg(feature = "sequence-design")]
@@ -168,6 +170,8 @@ fn measure(plan: &Plan<'_>, threads: usize) -> Result<Vec<Row>> {
     graph_learning::kernels(&mut session)?;
     #[cfg(feature = "sequence-design")]
     sequence_design::kernels(&mut session)?;
+    #[cfg(feature = "guidance")]
+    guidance::kernels(&mut session)?;
     let known = |name: &&String| !session.groups.iter().any(|group| group == name);
     if let Some(unknown) = plan.only.iter().find(known) {
         bail!(

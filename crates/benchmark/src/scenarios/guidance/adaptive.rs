@@ -1,5 +1,6 @@
 //! Adaptive guidance against fewer steps at the same number of evaluations.
 
+use super::clouds::ring;
 use crate::scenario::{
     metric, Arm, Better, Claim, Curve, Data, Definition, Metric, Paper, Role, Scenario, Setting,
     TrialContext, TrialOutcome,
@@ -282,23 +283,8 @@ fn fitted(setup: &Setup, classes: usize, w: f64) -> Result<LinearAg> {
     )?)
 }
 
-/// Twelve Gaussians at angles of 30 degrees, at the radii 1 and 1.6 in turn, in four classes.
-fn ring(trial: &TrialContext) -> Result<AnalyticMixture> {
-    let mut means = Vec::new();
-    for k in 0..12 {
-        let (angle, radius) = (
-            f64::from(k) * 30.0_f64.to_radians(),
-            [1.0, 1.6][k as usize % 2],
-        );
-        means.extend([radius * angle.cos(), radius * angle.sin()]);
-    }
-    let means = Tensor::from_vec(means, (12, 2), &trial.device)?;
-    let classes: Vec<u32> = (0..12).map(|k| k % 4).collect();
-    Ok(AnalyticMixture::new(&means, &[0.01; 12], &[1.0; 12])?.with_classes(&classes)?)
-}
-
 fn search(trial: &TrialContext) -> Result<TrialOutcome> {
-    let model = ring(trial)?;
+    let model = ring(0.01, &trial.device)?;
     let grid = Setup::grid(RING_STEPS)?;
     let null = Condition::classes(&[4], &trial.device)?;
     let device = trial.device.clone();

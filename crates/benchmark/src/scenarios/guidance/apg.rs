@@ -1,5 +1,6 @@
 //! Adaptive projected guidance against classifier-free guidance at high scales.
 
+use super::clouds::guided_cloud;
 use crate::scenario::{
     metric, Arm, Better, Claim, Curve, Data, Definition, Metric, Paper, Role, Scenario, Setting,
     TrialContext, TrialOutcome,
@@ -70,7 +71,7 @@ impl Scenario for Apg {
             krate: "guidance",
             module: "apg",
             tags: &["guidance", "generation"],
-            version: 1,
+            version: 2,
             summary: "The exact conditional denoiser of all 1797 handwritten digits in [-1, 1] (a kernel density \
                       estimate with bandwidth 0.2) on the variance-preserving schedule, 20 DDIM steps, 500 samples \
                       of all classes, guidance scales from 1 to 15. Saturated are pixels beyond 1.2; distances are \
@@ -147,7 +148,12 @@ impl Scenario for Apg {
                     .picture(image_grid(&format!("scale {w}"), &x.narrow(0, 0, 40)?, 10)?);
             }
         }
-        Ok(outcome.curve(saturation).curve(distance))
+        let cloud = guided_cloud(
+            trial,
+            "one class of a ring at scale 10, over its density",
+            rule(arm.name, 10.0)?,
+        )?;
+        Ok(outcome.curve(saturation).curve(distance).picture(cloud))
     }
 }
 

@@ -7,6 +7,7 @@ use crate::scenario::{
     TrialContext, TrialOutcome,
 };
 use crate::scenarios::generation::{digits, frechet, image_grid, Cloud};
+use crate::statistics::quantile;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use flows::{Condition, Velocity};
@@ -23,6 +24,8 @@ const STEPS: usize = 20;
 const GAMMA: f64 = 0.6;
 const BLUR_STEPS: usize = 100;
 const BLUR_GAMMA: f64 = 1.0;
+/// Pairs of runs that are timed in turn.
+const TIMED: usize = 7;
 /// Of classifier guidance.
 const CLASS_SAMPLES: usize = 300;
 const CLASS_STEPS: usize = 50;
@@ -49,7 +52,7 @@ impl Scenario for FlowChefScenario {
             krate: "guidance",
             module: "flowchef",
             tags: &["guidance", "flow", "inverse problems"],
-            version: 1,
+            version: 2,
             summary: "Flows of handwritten digits (the perceptron of the rectified-flow scenario, trained on 1500 \
                       digits: a first flow and one after a reflow). The 297 other digits lose a 4 x 4 box in the \
                       middle, half their resolution, or their sharpness (5 x 5 Gaussian, sigma 1); 20 Euler steps and \
@@ -62,8 +65,8 @@ impl Scenario for FlowChefScenario {
             arms: vec![
                 Arm::new("inverse", "pseudo-inverse", Role::Baseline),
                 Arm::new("free", "unguided, reflowed", Role::Baseline),
-                Arm::new("backprop", "backpropagation, reflowed", Role::Baseline).timed(),
-                Arm::new("backprop-one", "backpropagation, first flow", Role::Baseline).timed(),
+                Arm::new("backprop", "backpropagation, reflowed", Role::Baseline),
+                Arm::new("backprop-one", "backpropagation, first flow", Role::Baseline),
                 Arm::new("chef", "FlowChef, reflowed", Role::Method).timed(),
                 Arm::new("chef-one", "FlowChef, first flow", Role::Method).timed(),
             ],
@@ -72,7 +75,7 @@ impl Scenario for FlowChefScenario {
                 number("measured", "mean square error of the measurements, box", Better::Lower),
                 number("psnr_sr", "PSNR, half resolution", Better::Higher),
                 number("psnr_blur", "PSNR, blur", Better::Higher),
-                number("seconds", "seconds, box", Better::Lower),
+                number("time", "seconds of FlowChef over those of backpropagation, in turn", Better::Lower),
                 number("success", "class hit, scale 0.3", Better::Higher),
                 number("fd", "Fréchet distance, class guidance at 0.3", Better::Lower),
             ],
@@ -100,7 +103,7 @@ impl Scenario for FlowChefScenario {
                 Claim::every_seed(
                     "time",
                     "in at most 0.65 of its time",
-                    metric("chef", "seconds").at_most(metric("backprop", "seconds") * 0.65),
+                    metric("chef", "time").at_most(0.65),
                 ),
                 Claim::every_seed(
                     "class",
@@ -160,34 +163,36 @@ impl Scenario for FlowChefScenario {
         trial.step(2, 5)?;
         let sharp = task.solve(&half, STEPS, GAMMA)?;
         let mut outcome = TrialOutcome::default()
-            .metric("psnr", psnr(&filled.x, &images)?)
+            .metric("psnr", psnr(&filled, &images)?)
             .metric(
                 "measured",
-                mean_square(&hole.apply(&filled.x)?, &hole.apply(&images)?)?,
+                mean_square(&hole.apply(&filled)?, &hole.apply(&images)?)?,
             )
-            .metric("seconds", filled.seconds)
-            .metric("psnr_sr", psnr(&sharp.x, &images)?)
+            .metric("psnr_sr", psnr(&sharp, &images)?)
             .picture(strip(
                 "box: digits, measurements, result",
                 &images,
                 &hole.apply(&images)?,
-                &filled.x,
+                &filled,
             )?);
         trial.step(3, 5)?;
         if arm.name != "inverse" {
             let clear = task.solve(&blur, BLUR_STEPS, BLUR_GAMMA)?;
             outcome = outcome
-                .metric("psnr_blur", psnr(&clear.x, &images)?)
+                .metric("psnr_blur", psnr(&clear, &images)?)
                 .picture(strip(
                     "blur: digits, measurements, result",
                     &images,
                     &blur.apply(&images)?,
-                    &clear.x,
+                    &clear,
                 )?);
         }
         trial.step(4, 5)?;
         match arm.name {
-            "chef" | "chef-one" => classes(trial, &flow, &known, &data, outcome),
+            "chef" | "chef-one" => {
+                outcome = outcome.metric("time", task.time_ratio(&hole)?);
+                classes(trial, &flow, &known, &data, outcome)
+            }
             _ => Ok(outcome),
         }
     }
@@ -211,13 +216,8 @@ struct Task<'a> {
     images: &'a Tensor,
 }
 
-struct Solved {
-    x: Tensor,
-    seconds: f64,
-}
-
 impl Task<'_> {
-    fn solve(&self, operator: &dyn LinearOperator, steps: usize, gamma: f64) -> Result<Solved> {
+    fn solve(&self, operator: &dyn LinearOperator, steps: usize, gamma: f64) -> Result<Tensor> {
         let y = operator.apply(self.images)?;
         let cost = LinearMeasurement::new(operator, &y);
         let chef = |gamma| FlowChef {
@@ -226,11 +226,10 @@ impl Task<'_> {
             ..FlowChef::default()
         };
         let null = Condition::Null;
-        let start = Instant::now();
         let guided = |chef: FlowChef| -> Result<GuidedOutput> {
             Ok(chef.sample(self.flow, self.noise, &null, &cost, None)?)
         };
-        let x = match self.arm {
+        Ok(match self.arm {
             "inverse" => operator
                 .pseudo_inverse(&y)?
                 .ok_or_else(|| Error::Trial("an operator without a pseudo-inverse".into()))?,
@@ -243,11 +242,19 @@ impl Task<'_> {
                     .x
             }
             other => return Err(Error::Trial(format!("no solver for arm `{other}`"))),
-        };
-        Ok(Solved {
-            x,
-            seconds: start.elapsed().as_secs_f64(),
         })
+    }
+
+    /// The time of FlowChef over that of backpropagation on the same flow: the median over pairs of
+    /// runs, one after the other, so that a change of the machine's speed meets both.
+    fn time_ratio(&self, operator: &dyn LinearOperator) -> Result<f64> {
+        let seconds = |arm| -> Result<f64> {
+            let start = Instant::now();
+            Task { arm, ..*self }.solve(operator, STEPS, GAMMA)?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        let ratios = (0..TIMED).map(|_| Ok(seconds("chef")? / seconds("backprop")?));
+        Ok(quantile(&ratios.collect::<Result<Vec<_>>>()?, 0.5))
     }
 }
 

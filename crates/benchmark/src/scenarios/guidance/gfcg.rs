@@ -1,16 +1,17 @@
 //! Gradient-free classifier guidance against classifier-free guidance and autoguidance.
 
+use super::clouds::{guided_cloud, ring, VARIANCE};
 use super::judge::{distinct_neighbors, split, KernelJudge, Logistic};
 use crate::scenario::{
-    metric, Arm, Better, Claim, Curve, Data, Definition, Metric, Paper, Role, Scenario, Setting,
-    TrialContext, TrialOutcome,
+    metric, Arm, Better, Claim, Curve, Data, Definition, Metric, Paper, Picture, Role, Scenario,
+    Setting, TrialContext, TrialOutcome,
 };
 use crate::scenarios::generation::{all_classes, digits, exact_digits, frechet, image_grid, Cloud};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use flows::schedule::VpSde;
-use flows::{Condition, Grid, Guidance, Sampler};
-use guidance::gfcg::{Gfcg, OnDenoised, ScaleRule, SwapMode};
+use flows::{Condition, Grid, Guidance, Level, Sampler};
+use guidance::gfcg::{Gfcg, OnDenoised, ScaleRule, StepClassifier, SwapMode};
 use guidance::{Autoguidance, Cfg};
 
 const SAMPLES: usize = 400;
@@ -43,13 +44,16 @@ impl Scenario for GfcgScenario {
             krate: "guidance",
             module: "gfcg",
             tags: &["guidance", "generation"],
-            version: 1,
+            version: 2,
             summary: "An imperfect conditional model: the exact denoiser of 1000 handwritten digits (bandwidth 0.2) \
                       whose classes leak, p(x | c) with a quarter of p(x). The weak model of autoguidance has bandwidth \
                       0.5 and half of p(x). The guide is logistic regression on clean digits; the judge a kernel \
                       classifier on the 797 others. 20 DDIM steps, 400 samples of all classes. Distances are Fréchet \
                       distances to all digits, on pixels; distinct is how many different digits are a sample's nearest.",
-            notes: "The figures of each arm are at one scale (in its name); its curves run over four.",
+            notes: "The figures of each arm are at one scale (in its name); its curves run over four. The confused class adds \
+                    0.0165 of accuracy in the mean over five seeds; a rate of 0.98 on 400 samples has a standard \
+                    error of 0.007, so that it is not 0.015 on every seed. In NumPy, with a support vector machine as \
+                    the judge, it added 0.020 and 0.030 on two draws; judge and clipping made no difference.",
             data: Data { embedded: "digits", real: None },
             arms: vec![
                 Arm::new("plain", "no guidance", Role::Baseline).fixed(&[("w", 1.0)]),
@@ -124,12 +128,13 @@ impl Scenario for GfcgScenario {
         let noise = trial
             .stream("noise")
             .normal(0.0, 1.0, shape, DType::F32, &trial.device)?;
+        let asked = || OnDenoised::new(|x: &Tensor| Ok(guide.logits(x)?));
         let sample = |w: f64| -> Result<(Tensor, f64)> {
             let grid = Grid::uniform_time(&VpSde::default(), STEPS)?;
             let mut sampler = Sampler::new(&model, grid)
                 .weak(&weak)
                 .null(null.clone())
-                .guidance(rule(arm.name, w, &guide)?);
+                .guidance(rule(arm.name, w, asked())?);
             let out = sampler.sample(&noise, &wanted, None, &trial.stream("steps"))?;
             Ok((out.x, out.nfe.per_sample(SAMPLES)))
         };
@@ -145,7 +150,8 @@ impl Scenario for GfcgScenario {
             .metric("fd", fd)
             .metric("distinct", distinct_neighbors(&x, &known.inputs)? as f64)
             .metric("nfe", nfe)
-            .picture(image_grid(arm.label, &x.narrow(0, 0, 40)?, 10)?);
+            .picture(image_grid(arm.label, &x.narrow(0, 0, 40)?, 10)?)
+            .picture(cloud(arm, chosen, trial)?);
         if matches!(arm.name, "plain" | "both") {
             return Ok(outcome);
         }
@@ -165,8 +171,20 @@ impl Scenario for GfcgScenario {
     }
 }
 
-fn rule<'a>(arm: &str, w: f64, guide: &'a Logistic) -> Result<Box<dyn Guidance + 'a>> {
-    let classifier = OnDenoised::new(|x: &Tensor| Ok(guide.logits(x)?));
+/// The same rule in the plane, where its classifier is exact.
+fn cloud(arm: &Arm, w: f64, trial: &TrialContext) -> Result<Picture> {
+    let exact = ring(VARIANCE, &trial.device)?;
+    let clean = Level::new(1.0, 0.0, 0.0)?.into();
+    let classifier = OnDenoised::new(|x: &Tensor| Ok(exact.log_posterior(x, &clean)?)).clip(None);
+    let rule = rule(arm.name, w, classifier)?;
+    guided_cloud(trial, "one class of a ring, over its density", rule)
+}
+
+fn rule<'a>(
+    arm: &str,
+    w: f64,
+    classifier: impl StepClassifier + 'a,
+) -> Result<Box<dyn Guidance + 'a>> {
     let gfcg = Gfcg::new(classifier).scale(w);
     Ok(match arm {
         "plain" | "cfg" => Box::new(Cfg::new(w)),

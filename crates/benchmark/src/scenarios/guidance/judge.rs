@@ -1,12 +1,19 @@
 //! Classifiers of digits that guide samples, and others that judge them.
 
+use crate::scenario::TrialContext;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
+use candle_nn::{ModuleT, Optimizer};
 use datasets::Classification;
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
+use flows::prediction::select_rows;
+use nn::init::SeededVars;
+use nn::loss::{cross_entropy, Reduction};
+use nn::models::{Mlp, MlpConfig};
 use nn::softmax::softmax;
-use std::collections::BTreeSet;
+use optim::{AdamW, AdamWConfig};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The first `count` examples, and the rest.
 ///
@@ -71,6 +78,42 @@ impl Logistic {
     pub fn logits(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         x.matmul(&self.weight)?.broadcast_add(&self.bias)
     }
+}
+
+/// The weights of a perceptron that was trained on clean examples: 600 steps of AdamW.
+///
+/// # Errors
+/// Those of the network; [`Error::Cancelled`].
+pub fn perceptron(
+    trial: &TrialContext,
+    data: &Classification,
+    widths: &[usize],
+) -> Result<BTreeMap<String, Tensor>> {
+    const STEPS: usize = 600;
+    const BATCH: usize = 128;
+    let vars = SeededVars::new(&trial.stream("classifier"));
+    let vb = vars.builder(data.inputs.dtype(), data.inputs.device());
+    let net = Mlp::new(&MlpConfig::new(widths), vb)?;
+    let config = AdamWConfig {
+        lr: 1e-3,
+        weight_decay: 0.05,
+        ..AdamWConfig::default()
+    };
+    let params = vars.trainable().into_iter().map(|(_, v)| v).collect();
+    let mut optimizer = <AdamW as Optimizer>::new(params, config)?;
+    let mut rng = trial.stream("classifier-batches");
+    for step in 0..STEPS {
+        trial.step(step, STEPS)?;
+        let mut rows = rng.permutation(data.len())?;
+        rows.truncate(BATCH);
+        let logits = net.forward_t(&select_rows(&data.inputs, &rows)?, false)?;
+        let loss = cross_entropy(&logits, &select_rows(&data.labels, &rows)?, Reduction::Mean)?;
+        optimizer.backward_step(&loss)?;
+    }
+    let weights = vars.trainable().into_iter();
+    Ok(weights
+        .map(|(name, var)| (name, var.as_detached_tensor()))
+        .collect())
 }
 
 /// `|a_i - b_j|^2`, `[rows of a, rows of b]`.

@@ -3,6 +3,7 @@
 pub(super) mod adaptive;
 pub(super) mod adjoint_dpm;
 pub(super) mod apg;
+mod clouds;
 mod digit_flow;
 pub(super) mod flowchef;
 pub(super) mod gfcg;

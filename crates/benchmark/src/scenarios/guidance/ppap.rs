@@ -1,6 +1,6 @@
 //! Experts for ranges of noise against a clean classifier and against one noise-aware guide.
 
-use super::judge::{split, KernelJudge};
+use super::judge::{perceptron, split, KernelJudge};
 use crate::scenario::{
     metric, Arm, Better, Claim, Curve, Data, Definition, Metric, Paper, Role, Scenario, Setting,
     TrialContext, TrialOutcome,
@@ -16,24 +16,19 @@ use flows::schedule::{Beta, Ddpm};
 use flows::{AnalyticMixture, Condition, Grid, Sampler};
 use guidance::ppap::{generate, ExpertBank, ExpertGuide, Ranges, Transfer};
 use guidance::ClassifierGuidance;
-use nn::init::SeededVars;
 use nn::lora::PeftSpec;
-use nn::loss::{cross_entropy, Reduction};
 use nn::models::{Mlp, MlpConfig};
 use optim::{AdamW, AdamWConfig};
-use std::collections::BTreeMap;
 
 const TRAINING: usize = 1000;
-const COMPONENTS: usize = 500;
 const BANDWIDTH: f64 = 0.2;
 const STEPS: usize = 1000;
 const SAMPLER_STEPS: usize = 25;
 const WIDTHS: [usize; 4] = [64, 128, 128, 10];
-const BASE_STEPS: usize = 600;
 const TRANSFER_SET: usize = 2000;
 /// Updates in all, divided among the experts.
 const UPDATES: usize = 3000;
-const SAMPLES: usize = 200;
+const SAMPLES: usize = 300;
 const SCALES: [f64; 3] = [1.0, 2.0, 4.0];
 
 pub(in crate::scenarios) struct Ppap;
@@ -61,11 +56,11 @@ impl Scenario for Ppap {
             krate: "guidance",
             module: "ppap",
             tags: &["guidance", "transfer"],
-            version: 1,
-            summary: "An unconditional model (the exact denoiser of 500 handwritten digits, bandwidth 0.2, 1000 steps \
-                      of DDPM's linear schedule) is guided by a perceptron 64-128-128-10 that knows 1000 clean digits. \
+            version: 2,
+            summary: "An unconditional model (the exact denoiser of 1000 handwritten digits, bandwidth 0.2, 1000 steps \
+                      of DDPM's linear schedule) is guided by a perceptron 64-128-128-10 that knows the same digits. \
                       Five experts (rank 8, alpha 8, biases) learn from it on 2000 samples of the model, 600 updates of \
-                      AdamW each (3e-3, batch 128, tau 0.25); a single guide has all 3000. 25 DDIM steps, 200 samples, \
+                      AdamW each (3e-3, batch 128, tau 0.25); a single guide has all 3000. 25 DDIM steps, 300 samples, \
                       scale 4; the judge is a kernel classifier on the other digits. Distances are Fréchet distances to \
                       all digits, on pixels.",
             notes: "The full-rank guide has adapters of rank 64, which can become any weights of the first layer.",
@@ -108,8 +103,7 @@ impl Scenario for Ppap {
         let (known, others) = split(&data, TRAINING)?;
         let judge = KernelJudge::fit(&others)?;
         let reference = Cloud::new(&data.inputs)?;
-        let model =
-            AnalyticMixture::kernel_density(&known.inputs.narrow(0, 0, COMPONENTS)?, BANDWIDTH)?;
+        let model = AnalyticMixture::kernel_density(&known.inputs, BANDWIDTH)?;
         let schedule = Ddpm::new(Beta::LINEAR, STEPS)?;
         let grid = Grid::discrete(&schedule, Spacing::Trailing, SAMPLER_STEPS)?;
         let wanted: Vec<u32> = (0..SAMPLES).map(|i| (i % known.classes) as u32).collect();
@@ -189,25 +183,6 @@ fn adam(vars: Vec<Var>, lr: f64) -> guidance::Result<AdamW> {
     Ok(<AdamW as Optimizer>::new(vars, config)?)
 }
 
-/// The clean classifier's weights.
-fn classifier(trial: &TrialContext, data: &Classification) -> Result<BTreeMap<String, Tensor>> {
-    let vars = SeededVars::new(&trial.stream("classifier"));
-    let net = build(vars.builder(data.inputs.dtype(), &trial.device))?;
-    let mut optimizer = adam(vars.trainable().into_iter().map(|(_, v)| v).collect(), 1e-3)?;
-    let mut rng = trial.stream("classifier-batches");
-    for _ in 0..BASE_STEPS {
-        let mut rows = rng.permutation(data.len())?;
-        rows.truncate(128);
-        let logits = net.forward(&select_rows(&data.inputs, &rows)?)?;
-        let loss = cross_entropy(&logits, &select_rows(&data.labels, &rows)?, Reduction::Mean)?;
-        optimizer.backward_step(&loss)?;
-    }
-    let weights = vars.trainable().into_iter();
-    Ok(weights
-        .map(|(name, var)| (name, var.as_detached_tensor()))
-        .collect())
-}
-
 /// The guide of an arm, after its transfer.
 fn experts(
     trial: &TrialContext,
@@ -229,7 +204,7 @@ fn experts(
         exclude: vec!["2".into()],
         ..PeftSpec::default()
     };
-    let weights = classifier(trial, known)?;
+    let weights = perceptron(trial, known, &WIDTHS)?;
     let ranges = Ranges::new(count, STEPS)?;
     let mut bank = ExpertBank::new(build, weights, ranges, &spec, &mut trial.stream("adapters"))?;
     if updates == 0 {
