@@ -46,6 +46,15 @@ impl Registry {
         for scenario in scenarios {
             let definition = scenario.definition();
             definition.validate()?;
+            let pairs = scenario.trade_offs().iter().flat_map(|(a, b)| [a, b]);
+            for name in pairs {
+                if definition.metric(name).is_none() {
+                    return Err(Error::BadDefinition {
+                        slug: definition.slug.to_string(),
+                        reason: format!("a trade-off names `{name}`, which is no metric"),
+                    });
+                }
+            }
             if entries.iter().any(|e| e.definition.slug == definition.slug) {
                 return Err(Error::BadDefinition {
                     slug: definition.slug.to_string(),

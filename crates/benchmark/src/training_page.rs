@@ -30,7 +30,7 @@ replacements ([what changes](from-candle-nn.md)) that close the gap; with the fu
 `thalweg-optim` and `mimalloc` as the binary's allocator a whole step compares as follows. Each side runs in a
 process of its own with that many threads (candle's own pool included), in turn with the other, from the same
 weights and on the same data. Gradients are checked to be torch's, and the loss to be stock candle's, before
-anything is timed. `candle_nn` is stock candle with its own layers and AdamW in a program that does nothing
+anything is timed; a measured step follows another one at once. `candle_nn` is stock candle with its own layers and AdamW in a program that does nothing
 about its surroundings: the system's allocator and candle's settings; only the products are as fast as ours
 (`gemm` with AVX-512, which a program without this workspace would have to switch on). Times are medians; a
 ratio above 1 means that ours is faster.

@@ -8,7 +8,7 @@
 //! | `DIR/cifar100` | `train.bin`, `test.bin`; or `cifar-100-binary/` with them |
 //! | `DIR/tfbind8` | `SIX6_REF_R1_8mers.txt`, and tables of other factors under the same kind of name |
 //!
-//! Other folders may lie beside them. The feature `download` fills the first, third and fourth.
+//! Other folders may lie beside them. The feature `download` fills all but the second.
 
 use crate::load::cifar::{CifarLayout, CIFAR10, CIFAR100, CIFAR100_COARSE};
 use crate::load::tfbind::{read_binding, BindingTable};

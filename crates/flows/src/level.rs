@@ -1,5 +1,6 @@
 //! Levels of noise: where on its path from noise to data a sample is.
 
+use crate::combine::{linear_combination, row_combination};
 use crate::error::{check, Error, Result};
 use candle_core::{DType, Device, Tensor};
 
@@ -168,7 +169,13 @@ impl Levels {
         b: impl Fn(&Level) -> f64,
         y: &Tensor,
     ) -> Result<Tensor> {
-        Ok((self.scale(x, a)? + self.scale(y, b)?)?)
+        match self {
+            Self::Same(level) => linear_combination(&[(a(level), x), (b(level), y)]),
+            Self::PerRow(levels) => {
+                let of = |f: &dyn Fn(&Level) -> f64| levels.iter().map(f).collect::<Vec<f64>>();
+                row_combination(&[(&of(&a), x), (&of(&b), y)])
+            }
+        }
     }
 
     /// `f(level)` as `[rows, 1, ..., 1]` with the rank, dtype and device of `like`.

@@ -15,6 +15,7 @@
 //! | [`train`], [`coupling`], [`interpolant`], [`time_sampler`] | rectified flow: loss, reflow, distillation |
 //! | [`distillation`] | one-step generators by score distillation, along a backtracked path of teachers |
 //! | `transformers` (feature) | candle-transformers' Stable Diffusion, SD3 and FLUX as denoisers, its schedulers as steppers |
+//! | [`combine`] | sums of samples in one pass over memory |
 //! | [`metrics`], [`likelihood`] | straightness, transport cost, exact log-densities |
 //!
 //! Time in a flow runs from 0 (noise) to 1 (data). Guidance rules are in `thalweg-guidance`.
@@ -23,6 +24,7 @@
 //! implement them, and every part works without the others.
 
 pub mod adjoint;
+pub mod combine;
 pub mod condition;
 pub mod coupling;
 pub mod denoiser;
@@ -50,6 +52,7 @@ pub mod velocity;
 pub mod verify;
 mod watch;
 
+pub use combine::{linear_combination, row_combination};
 pub use condition::Condition;
 pub use denoiser::{Closure, Denoiser, EdmPrecond, FromVelocity};
 pub use error::{Error, Result};

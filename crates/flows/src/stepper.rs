@@ -20,6 +20,7 @@
 //! spaced ([`Grid::uniform_lambda`](crate::Grid::uniform_lambda)), and gain nothing over DDIM at few
 //! steps on times evenly spaced.
 
+use crate::combine::linear_combination;
 use crate::error::{check, Error, Result};
 use crate::guidance::StepCx;
 use crate::level::{Level, Levels, MIN_ALPHA};
@@ -74,7 +75,7 @@ impl<S: Stepper + ?Sized> Stepper for Box<S> {
 
 /// `a x + b y`
 fn axpby(a: f64, x: &Tensor, b: f64, y: &Tensor) -> Result<Tensor> {
-    Ok((x.affine(a, 0.0)? + y.affine(b, 0.0)?)?)
+    linear_combination(&[(a, x), (b, y)])
 }
 
 /// `alpha' D`, where no noise is left.
@@ -84,9 +85,15 @@ fn clean(d: &Denoised, next: &Level) -> Result<Tensor> {
 
 /// `sigma'/sigma x - alpha' (e^-h - 1) D`: the exponential integrator of first order, which is DDIM.
 fn first_order(x: &Tensor, d: &Tensor, from: &Level, to: &Level) -> Result<Tensor> {
+    let [on_x, on_d] = weights(from, to);
+    axpby(on_x, x, on_d, d)
+}
+
+/// The weights of `x` and `D` in [`first_order`].
+fn weights(from: &Level, to: &Level) -> [f64; 2] {
     // alpha' (1 - e^-h) = alpha' - alpha sigma' / sigma, also without signal at `from`.
     let ratio = to.sigma / from.sigma;
-    axpby(ratio, x, to.alpha - from.alpha * ratio, d)
+    [ratio, to.alpha - from.alpha * ratio]
 }
 
 /// The deterministic sampler of *Denoising Diffusion Implicit Models*, and with `eta > 0` its
@@ -146,7 +153,7 @@ impl Stepper for Ddim {
         if s == 0.0 {
             return Ok(mean);
         }
-        Ok((mean + noise.next(&d.x)?.affine(s, 0.0)?)?)
+        axpby(1.0, &mean, s, &noise.next(&d.x)?)
     }
 }
 
@@ -280,15 +287,15 @@ impl Stepper for DpmSolverPP2M {
         if cx.next.sigma == 0.0 {
             return clean(d, &cx.next);
         }
-        let x = first_order(&d.x, &d.x0, &cx.level, &cx.next)?;
         let last = cx.step + 1 == cx.steps && cx.steps < self.lower_order_final_below;
         let Some((before, level)) = previous.filter(|_| !last) else {
-            return Ok(x);
+            return first_order(&d.x, &d.x0, &cx.level, &cx.next);
         };
         let h = cx.next.lambda() - cx.level.lambda();
         let h_before = cx.level.lambda() - level.lambda();
         let weight = cx.next.alpha * correction(self.variant, h) * h / h_before;
-        Ok((x + (&d.x0 - before)?.affine(weight, 0.0)?)?)
+        let [on_x, on_d] = weights(&cx.level, &cx.next);
+        linear_combination(&[(on_x, &d.x), (on_d + weight, &d.x0), (-weight, &before)])
     }
 }
 
@@ -383,15 +390,15 @@ impl<S: Schedule> Stepper for DpmSolverPP2S<S> {
         if cx.next.sigma == 0.0 {
             return clean(d, &cx.next);
         }
-        let x = first_order(&d.x, &d.x0, &cx.level, &cx.next)?;
         let (a, b) = (cx.level.lambda(), cx.next.lambda());
         if !a.is_finite() {
-            return Ok(x);
+            return first_order(&d.x, &d.x0, &cx.level, &cx.next);
         }
         let middle = self.schedule.at_lambda(a + self.r1 * (b - a))?;
         let u = first_order(&d.x, &d.x0, &cx.level, &middle)?;
         let there = eval(&u, &middle)?;
         let weight = -cx.next.alpha * (a - b).exp_m1() / (2.0 * self.r1);
-        Ok((x + (there.x0 - &d.x0)?.affine(weight, 0.0)?)?)
+        let [on_x, on_d] = weights(&cx.level, &cx.next);
+        linear_combination(&[(on_x, &d.x), (on_d - weight, &d.x0), (weight, &there.x0)])
     }
 }

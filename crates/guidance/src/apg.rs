@@ -51,8 +51,10 @@ use crate::error::{check, Error};
 use crate::space::{ReduceDims, Space};
 use crate::Result;
 use candle_core::{DType, Tensor};
+use flows::combine::{linear_combination, row_combination};
 use flows::guidance::{CondRole, Query, Role, RunInfo};
 use flows::{Denoised, Evaluator, Guidance, StepCx};
+use tensor_core::kernels::{moments, GradMap};
 
 /// What guidance leads away from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -296,18 +298,84 @@ impl Apg {
                 expected,
             ));
         }
-        let delta = (wanted - unwanted)?;
-        let delta = match (self.momentum, running) {
-            (Some(beta), Some(running)) => (delta + running.affine(beta, 0.0)?)?,
-            _ => delta,
-        };
-        let update = self.update(&delta, wanted)?;
+        let mut terms = vec![(1.0, wanted), (-1.0, unwanted)];
+        terms.extend(self.momentum.zip(running));
+        let delta = linear_combination(&terms)?;
         let (base, factor) = match self.convention {
             Convention::Paper => (wanted, self.w - 1.0),
             Convention::DiffusersNative => (unwanted, self.w),
             Convention::DiffusersOriginal => (wanted, self.w),
         };
-        Ok(((base + update.affine(factor, 0.0)?)?, delta))
+        let guided = match self.fuses(wanted, &delta) {
+            true => self.fused(&delta, wanted, (base, factor))?,
+            false => {
+                let update = self.update(&delta, wanted)?;
+                linear_combination(&[(1.0, base), (factor, &update)])?
+            }
+        };
+        Ok((guided, delta))
+    }
+
+    /// Whether the rule is three sums per row and one more pass: whole samples on the CPU, without a graph.
+    fn fuses(&self, wanted: &Tensor, delta: &Tensor) -> bool {
+        let plain = |x: &Tensor| x.device().is_cpu() && !x.track_op();
+        self.dims == ReduceDims::AllNonBatch
+            && matches!(wanted.dtype(), DType::F32 | DType::F64)
+            && plain(wanted)
+            && plain(delta)
+            && wanted.elem_count() > 0
+    }
+
+    /// `base + factor update(delta)`, in two passes over memory.
+    fn fused(
+        &self,
+        delta: &Tensor,
+        wanted: &Tensor,
+        (base, factor): (&Tensor, f64),
+    ) -> Result<Tensor> {
+        let rows = wanted.dims()[0];
+        let parts = (0..rows)
+            .map(|i| Ok((wanted.narrow(0, i, 1)?, delta.narrow(0, i, 1)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let pairs: Vec<_> = parts
+            .iter()
+            .map(|(c, d)| (Some(c), d, GradMap::default()))
+            .collect();
+        let limit = self.limit(wanted.elem_count() / rows);
+        let (mut on_delta, mut on_wanted) = (Vec::new(), Vec::new());
+        for sums in moments(&pairs)? {
+            let s = limit.map_or(1.0, |limit| {
+                (limit / sums.gg.sqrt().max(tiny(DType::F64))).min(1.0)
+            });
+            let share = match self.eta == 1.0 {
+                true => 0.0,
+                false => (self.eta - 1.0) * sums.pg / sums.pp.max(ZERO_SQUARE),
+            };
+            on_delta.push(factor * s);
+            on_wanted.push(factor * s * share);
+        }
+        // The base is one of the two predictions.
+        if base.id() == wanted.id() {
+            on_wanted.iter_mut().for_each(|c| *c += 1.0);
+            return Ok(row_combination(&[
+                (&on_wanted, wanted),
+                (&on_delta, delta),
+            ])?);
+        }
+        let ones = vec![1.0; rows];
+        Ok(row_combination(&[
+            (&ones, base),
+            (&on_delta, delta),
+            (&on_wanted, wanted),
+        ])?)
+    }
+
+    /// The largest norm of an update of so many numbers.
+    fn limit(&self, count: usize) -> Option<f64> {
+        self.norm_threshold.map(|threshold| match threshold {
+            Threshold::Norm(r) => r,
+            Threshold::Rms(r) => r * (count as f64).sqrt(),
+        })
     }
 
     /// `s (delta + (eta - 1) (<delta, D_c> / |D_c|^2) D_c)`, `s = min(1, r / |delta|)`: all of the
@@ -323,16 +391,9 @@ impl Apg {
             let part = wanted.broadcast_mul(&share.to_dtype(wanted.dtype())?)?;
             update = (update + part)?;
         }
-        let Some(threshold) = self.norm_threshold else {
+        let axes = self.dims.axes(delta.rank())?;
+        let Some(limit) = self.limit(axes.iter().map(|a| delta.dims()[*a]).product()) else {
             return Ok(update);
-        };
-        let limit = match threshold {
-            Threshold::Norm(r) => r,
-            Threshold::Rms(r) => {
-                let axes = self.dims.axes(delta.rank())?;
-                let count: usize = axes.iter().map(|a| delta.dims()[*a]).product();
-                r * (count as f64).sqrt()
-            }
         };
         let norm = self.dims.sum(&delta.sqr()?)?.sqrt()?;
         // Where the norm is 0 the update is 0, whatever the factor.
@@ -345,6 +406,9 @@ impl Apg {
     }
 }
 
+/// The least square of a norm that something is projected on.
+const ZERO_SQUARE: f64 = 1e-24;
+
 /// What is smaller counts as zero where something is divided by a norm.
 fn tiny(dtype: DType) -> f64 {
     match dtype {
@@ -353,10 +417,10 @@ fn tiny(dtype: DType) -> f64 {
     }
 }
 
-/// `<a, b>` and `max(|b|^2, 1e-24)`.
+/// `<a, b>` and `|b|^2`, the latter at least [`ZERO_SQUARE`].
 fn inner_and_square(a: &Tensor, b: &Tensor, dims: &ReduceDims) -> Result<(Tensor, Tensor)> {
     let square = dims.sum(&b.sqr()?)?;
-    let square = square.maximum(1e-24)?;
+    let square = square.maximum(ZERO_SQUARE)?;
     Ok((dims.sum(&(a * b)?)?, square))
 }
 

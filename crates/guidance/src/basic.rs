@@ -21,12 +21,13 @@ use crate::error::{check, Error};
 use crate::space::{ReduceDims, Space};
 use crate::Result;
 use candle_core::{Tensor, Var};
+use flows::combine::linear_combination;
 use flows::guidance::{CondRole, Query, Role, RunInfo};
 use flows::{Condition, Denoised, Evaluator, Guidance, Level, StepCx};
 
 /// `from + w (to - from)`
 pub(crate) fn extrapolate(from: &Tensor, to: &Tensor, w: f64) -> Result<Tensor> {
-    Ok((from.affine(1.0 - w, 0.0)? + to.affine(w, 0.0)?)?)
+    Ok(linear_combination(&[(1.0 - w, from), (w, to)])?)
 }
 
 /// Classifier-free guidance.
@@ -40,6 +41,14 @@ impl Cfg {
     /// Guidance with a scale; 1 costs one evaluation, like no guidance.
     pub fn new(w: f64) -> Self {
         Self { w }
+    }
+
+    /// `D_u + w (D_c - D_u)` of two predictions in any form, for a loop of one's own.
+    ///
+    /// # Errors
+    /// [`flows::Error::Shape`] when shapes differ; those of candle.
+    pub fn combine(&self, wanted: &Tensor, unwanted: &Tensor) -> Result<Tensor> {
+        extrapolate(unwanted, wanted, self.w)
     }
 }
 
@@ -56,7 +65,7 @@ impl Guidance for Cfg {
             Query::main(CondRole::Positive),
             Query::main(CondRole::Negative),
         ])?;
-        let x0 = extrapolate(&answers[1].x0, &answers[0].x0, self.w)?;
+        let x0 = self.combine(&answers[0].x0, &answers[1].x0)?;
         Ok(answers[0].with_x0(x0))
     }
 }
@@ -201,7 +210,7 @@ impl<M: NoisyModel> Guidance for ClassifierGuidance<M> {
             g = g.broadcast_mul(&ratio)?;
         }
         let factor = score_factor(self.w, &cx.level)?;
-        let x0 = (&d.x0 + g.affine(factor, 0.0)?)?;
+        let x0 = linear_combination(&[(1.0, &d.x0), (factor, &g)])?;
         Ok(d.with_x0(x0))
     }
 }
@@ -284,6 +293,36 @@ impl<G: Guidance, F: Fn(&StepCx) -> f64> Guidance for Scheduled<G, F> {
     }
 }
 
+/// `phi std(c) / std(g) g + (1 - phi) g` for a guided prediction `g` and the conditional one `c`, with the
+/// standard deviations over all of a sample, `[rows, ...]`.
+///
+/// # Errors
+/// [`Error::Shape`] when shapes differ; those of candle.
+pub fn rescale(guided: &Tensor, conditional: &Tensor, phi: f64) -> Result<Tensor> {
+    if guided.dims() != conditional.dims() {
+        let expected = format!("{:?}", conditional.dims());
+        return Err(Error::shape(
+            "the guided prediction",
+            guided.dims(),
+            expected,
+        ));
+    }
+    if guided.elem_count() == 0 {
+        return Ok(guided.clone());
+    }
+    // The counts of the two standard deviations cancel.
+    let spread = |x: &Tensor| -> Result<Tensor> {
+        let rows = x.dims()[0];
+        let flat = x.reshape((rows, ()))?;
+        let centered = flat.broadcast_sub(&flat.mean_keepdim(1)?)?;
+        let mut shape = vec![1; x.rank()];
+        shape[0] = rows;
+        Ok(centered.sqr()?.sum_keepdim(1)?.sqrt()?.reshape(shape)?)
+    };
+    let ratio = (spread(conditional)? / spread(guided)?.maximum(f64::from(f32::MIN_POSITIVE))?)?;
+    Ok(guided.broadcast_mul(&ratio.affine(phi, 1.0 - phi)?)?)
+}
+
 /// A rule whose result is given back the standard deviation of the conditional prediction (Lin et
 /// al., 2023): `phi std(D_c) / std(g) g + (1 - phi) g`, over all of a sample, in a chosen form.
 #[derive(Debug, Clone)]
@@ -307,21 +346,7 @@ impl<G: Guidance> Guidance for Rescaled<G> {
         let guided = self.inner.guide(cx, net)?;
         let plain = net.conditional()?;
         let (g, c) = (self.space.read(&guided)?, self.space.read(&plain)?);
-        // The counts of the two standard deviations cancel.
-        let spread = |x: &Tensor| -> Result<Tensor> {
-            let rows = x.dims()[0];
-            let flat = x.reshape((rows, ()))?;
-            let centered = flat.broadcast_sub(&flat.mean_keepdim(1)?)?;
-            let mut shape = vec![1; x.rank()];
-            shape[0] = rows;
-            Ok(centered.sqr()?.sum_keepdim(1)?.sqrt()?.reshape(shape)?)
-        };
-        if g.elem_count() == 0 {
-            return Ok(guided);
-        }
-        let ratio = (spread(&c)? / spread(&g)?.maximum(f64::from(f32::MIN_POSITIVE))?)?;
-        let factor = ratio.affine(self.phi, 1.0 - self.phi)?;
-        Ok(self.space.write(&g.broadcast_mul(&factor)?, &guided)?)
+        Ok(self.space.write(&rescale(&g, &c, self.phi)?, &guided)?)
     }
 
     fn end_step(&mut self, cx: &StepCx) -> flows::Result<()> {
@@ -366,11 +391,12 @@ impl Guidance for Sum<'_> {
             parts.push((*weight, rule.guide(cx, net)?));
         }
         let plain = net.conditional()?;
-        let mut x0 = plain.x0.clone();
-        for (weight, part) in parts {
-            x0 = (x0 + (part.x0 - &plain.x0)?.affine(weight, 0.0)?)?;
-        }
-        Ok(plain.with_x0(x0))
+        let total: f64 = parts.iter().map(|(weight, _)| weight).sum();
+        let others = parts.iter().map(|(weight, part)| (*weight, &part.x0));
+        let terms: Vec<_> = std::iter::once((1.0 - total, &plain.x0))
+            .chain(others)
+            .collect();
+        Ok(plain.with_x0(linear_combination(&terms)?))
     }
 
     fn end_step(&mut self, cx: &StepCx) -> flows::Result<()> {

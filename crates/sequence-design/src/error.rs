@@ -83,6 +83,26 @@ pub enum Error {
         reason: String,
     },
 
+    /// A sequence that cannot be read.
+    #[error("{record}, position {position}: {reason}")]
+    Sequence {
+        /// The sequence's name.
+        record: String,
+        /// The letter, counted from 1.
+        position: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A file or a stream of sequences that cannot be read or written.
+    #[error("{what}: {reason}")]
+    Format {
+        /// The file, or the kind of text.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
     /// A saved state does not fit.
     #[error("saved state: {0}")]
     State(String),
@@ -144,6 +164,21 @@ impl Error {
     pub(crate) fn non_finite(what: impl ToString) -> Self {
         Self::NonFinite {
             what: what.to_string(),
+        }
+    }
+
+    pub(crate) fn sequence(record: &str, index: usize, reason: impl ToString) -> Self {
+        Self::Sequence {
+            record: record.to_string(),
+            position: index + 1,
+            reason: reason.to_string(),
+        }
+    }
+
+    pub(crate) fn format(what: impl ToString, reason: impl ToString) -> Self {
+        Self::Format {
+            what: what.to_string(),
+            reason: reason.to_string(),
         }
     }
 

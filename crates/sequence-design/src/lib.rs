@@ -6,7 +6,8 @@
 //! | [`gflownet`] | samplers of objects that are built step by step, trained on rewards or on an order alone |
 //! | [`masked_diffusion`] | generators of sequences by unmasking: training, sampling, infilling, likelihood, and fine-tuning towards a differentiable reward (DRAKES) |
 //! | [`bidirectional`] | designs from a table of scores and a frozen language model, without new measurements (BIB) |
-//! | [`svdd`] | samples of a masked diffusion model steered by a black box, without training it (SVDD) |
+//! | [`svdd`] | samples of a masked diffusion model steered by a black box, without training it (SVDD), or by the gradient of a reward |
+//! | [`sequences`] | alphabets, FASTA, FASTQ and CSV files, tokens and one-hot numbers |
 //!
 //! Every random choice comes from a [`RandomStream`]; networks are the caller's, behind one small
 //! trait each.
@@ -15,6 +16,7 @@ pub mod bidirectional;
 mod error;
 pub mod gflownet;
 pub mod masked_diffusion;
+pub mod sequences;
 pub mod svdd;
 #[cfg(feature = "verify")]
 pub mod verify;

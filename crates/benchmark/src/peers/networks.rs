@@ -16,7 +16,7 @@ use optim::{AdamW, AdamWConfig};
 use serde_json::{json, Value};
 use std::io::{BufRead, Write};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tensor_core::random::RandomStream;
 
 const GROUP: &str = "nn";
@@ -29,6 +29,9 @@ const TOLERANCE: f64 = 1e-4;
 /// and all together by this much: a unit whose sum is zero but for rounding may be on in one and off
 /// in the other, which moves a few entries.
 const FLIPPED: f64 = 0.02;
+
+/// Threads of one side that wait for work without sleep would take a core of the other side.
+const PAUSE: Duration = Duration::from_millis(100);
 
 type Loss = Box<dyn Fn() -> Result<Tensor> + Send + Sync>;
 
@@ -357,7 +360,7 @@ pub fn serve(input: impl BufRead, out: &mut dyn Write) -> Result<()> {
         let threads = request["threads"].as_u64().context("no threads")? as usize;
         let stock = request["stock"] == json!(true);
         let network = match (stock, kind.stock) {
-            (true, Some(make)) => make()?,
+            (true, Some(make)) => with_values_of(make()?, &(kind.ours)()?)?,
             (true, None) => bail!("`{slug}` has no form of stock layers"),
             (false, _) => (kind.ours)()?,
         };
@@ -388,6 +391,16 @@ pub fn serve(input: impl BufRead, out: &mut dyn Write) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// candle_nn's layers ask for other initial values than ours do.
+fn with_values_of(network: Network, ours: &Network) -> Result<Network> {
+    for (name, var) in &network.vars {
+        let value = ours.vars.iter().find(|(other, _)| other == name);
+        let (_, value) = value.with_context(|| format!("ours has no variable `{name}`"))?;
+        var.set(value)?;
+    }
+    Ok(network)
 }
 
 fn answer(out: &mut dyn Write, value: &Value) -> Result<()> {
@@ -524,6 +537,13 @@ fn check(network: &Network, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// As in a training loop, the measured step follows another one at once.
+fn after_a_step(step: &mut dyn FnMut() -> Result<Vec<f64>>) -> Result<Vec<f64>> {
+    std::thread::sleep(PAUSE);
+    step()?;
+    step()
+}
+
 /// Runs both sides in turn, each in a process of its own.
 fn rows(
     session: &mut Session<'_>,
@@ -538,8 +558,10 @@ fn rows(
     let mut times = vec![(vec![], vec![]); PARTS.len()];
     // The first round warms both up.
     for round in 0..=session.rounds {
-        let (a, b) = (ours.run_parts()?, theirs()?);
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        let (a, b) = (
+            after_a_step(&mut || ours.run_parts())?,
+            after_a_step(&mut theirs)?,
+        );
         for (times, (a, b)) in times.iter_mut().zip(a.into_iter().zip(b)) {
             if round > 0 {
                 times.0.push(a);

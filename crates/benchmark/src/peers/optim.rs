@@ -6,6 +6,9 @@ use crate::perf::{gpt2_shapes, Workload};
 use anyhow::Result;
 use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::{Conv2dConfig, Optimizer};
+use nn::activation::Activation;
+use nn::linear::Linear;
+use nn::loss::Reduction;
 use optim::bilevel::{hypergradient, LinearSolve, LossProblem};
 use optim::consensus::{test_functions::rastrigin, Cbo, CboConfig};
 use optim::diagnostics::gradsign::{gradsign, GradSignConfig, SignConv2d, SignTape};
@@ -192,7 +195,7 @@ fn normal(stream: &mut RandomStream, std: f64, shape: &[usize]) -> Result<Tensor
 
 /// Mean cross entropy.
 fn entropy(logits: &Tensor, labels: &Tensor) -> candle_core::Result<Tensor> {
-    candle_nn::loss::cross_entropy(logits, labels)
+    Ok(nn::loss::cross_entropy(logits, labels, Reduction::Mean)?)
 }
 
 fn labels(n: usize) -> Result<Tensor> {
@@ -369,14 +372,15 @@ fn hyper(session: &mut Session<'_>, peer: &'static str) -> Result<()> {
     let mut stream = RandomStream::new(0);
     let (x, y) = (normal(&mut stream, 1.0, &[N, D])?, labels(N)?);
     let valid = (normal(&mut stream, 1.0, &[1000, D])?, labels(1000)?);
-    let w = Var::zeros((D, 10), DType::F32, &Device::Cpu)?;
+    let w = Var::zeros((10, D), DType::F32, &Device::Cpu)?;
+    let layer = Linear::new(w.as_tensor().clone(), None);
     let decay = Var::zeros(1, DType::F32, &Device::Cpu)?;
     let call = move || {
         let lower = |_: &()| {
             let penalty = decay.exp()?.broadcast_mul(&w.sqr()?)?.sum_all()?;
-            entropy(&x.matmul(&w)?, &y)? + (penalty * 0.5)?
+            entropy(&layer.forward(&x)?, &y)? + (penalty * 0.5)?
         };
-        let upper = |_: &()| entropy(&valid.0.matmul(&w)?, &valid.1);
+        let upper = |_: &()| entropy(&layer.forward(&valid.0)?, &valid.1);
         let named = |name: &str, var: &Var| vec![(name.to_string(), var.clone())];
         let (above, below) = (named("decay", &decay), named("w", &w));
         let mut problem = LossProblem::new(above, below, lower, upper, |_| Ok(()))?;
@@ -408,14 +412,19 @@ fn eigenvalue(session: &mut Session<'_>) -> Result<()> {
         vars.push(Var::from_tensor(&normal(
             &mut stream,
             0.05,
-            &[pair[0], pair[1]],
+            &[pair[1], pair[0]],
         )?)?);
     }
+    let layer = |i: usize, activation| {
+        Linear::new(vars[i].as_tensor().clone(), None).with_activation(activation)
+    };
+    let [first, second] = [0, 1].map(|i| layer(i, Activation::Tanh));
+    let last = layer(2, Activation::Identity);
     let (x, y) = (normal(&mut stream, 1.0, &[N, WIDTHS[0]])?, labels(N)?);
     let call = move || {
         let loss = || {
-            let h = x.matmul(&vars[0])?.tanh()?.matmul(&vars[1])?.tanh()?;
-            entropy(&h.matmul(&vars[2])?, &y)
+            let h = second.forward(&first.forward(&x)?)?;
+            entropy(&last.forward(&h)?, &y)
         };
         let config = optim::diagnostics::opposing::LanczosConfig {
             k: 1,

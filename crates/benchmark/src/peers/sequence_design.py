@@ -1,10 +1,44 @@
-# GFlowNets, masked diffusion, hypervolumes.
+# GFlowNets, masked diffusion, offline design, hypervolumes.
+
+import math
+
+
+@operation("torchgfn")
+def torchgfn(spec):
+    from gfn.estimators import DiscretePolicyEstimator
+    from gfn.gflownet import TBGFlowNet
+    from gfn.gym import HyperGrid
+    from gfn.preprocessors import KHotPreprocessor
+    from gfn.samplers import Sampler
+    from gfn.utils.modules import MLP
+
+    ndim, side, batch = 4, 8, spec["batch"]
+    env = HyperGrid(ndim=ndim, height=side)
+    features = KHotPreprocessor(height=side, ndim=ndim)
+    forward = MLP(features.output_dim, env.n_actions, 256, 2)
+    backward = MLP(features.output_dim, env.n_actions - 1, 256, 2, trunk=forward.trunk)
+    pf = DiscretePolicyEstimator(forward, env.n_actions, preprocessor=features)
+    pb = DiscretePolicyEstimator(
+        backward, env.n_actions, preprocessor=features, is_backward=True
+    )
+    model = TBGFlowNet(pf, pb)
+    sampler = Sampler(estimator=pf)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def run():
+        for _ in range(spec["steps"]):
+            paths = sampler.sample_trajectories(
+                env, n=batch, save_logprobs=True, save_estimator_outputs=False
+            )
+            optimizer.zero_grad()
+            model.loss(env, paths, recalculate_all_logprobs=False).backward()
+            optimizer.step()
+
+    return run
 
 
 @operation("torch GFlowNet")
 def gflownet(spec):
-    import torch
-
     ndim, side, batch = 4, 8, spec["batch"]
     actions = ndim + 1
 
@@ -75,11 +109,11 @@ def moo_hypervolume(spec):
     return lambda: indicator(points)
 
 
-@operation("torch masked diffusion")
-def masked_diffusion(spec):
-    import torch
+VOCAB, LENGTH = 4, 100
 
-    width, vocab, length, batch = 64, 4, 100, 16
+
+def unmasking_net():
+    width = 64
 
     class Block(torch.nn.Module):
         def __init__(self, dilation):
@@ -93,32 +127,167 @@ def masked_diffusion(spec):
             h = self.norm(x.transpose(1, 2)).transpose(1, 2)
             return x + torch.relu(self.conv(h))
 
-    net = torch.nn.Sequential(
-        torch.nn.Conv1d(vocab + 1, width, 9, padding=4),
+    return torch.nn.Sequential(
+        torch.nn.Conv1d(VOCAB + 1, width, 9, padding=4),
         torch.nn.ReLU(),
         *[Block(d) for d in (1, 1, 4, 4)],
         torch.nn.Conv1d(width, width, 1),
         torch.nn.ReLU(),
-        torch.nn.Conv1d(width, vocab + 1, 1),
+        torch.nn.Conv1d(width, VOCAB + 1, 1),
     )
 
-    def law(x):
-        one_hot = torch.nn.functional.one_hot(x, vocab + 1).float().transpose(1, 2)
-        logits = net(one_hot).transpose(1, 2)
-        logits[..., vocab] = -1e6
-        return logits.softmax(-1)
+
+def grid(steps):
+    times = torch.linspace(1, 1e-5, steps + 1).tolist()
+    return list(zip(times[:-1], times[1:]))
+
+
+def hot(tokens):
+    return torch.nn.functional.one_hot(tokens, VOCAB + 1).float()
+
+
+def log_law(net, x):
+    """The log-probabilities of clean tokens, certain where x is not masked."""
+    z = net(x.transpose(1, 2)).transpose(1, 2)
+    z = torch.cat([z[..., :VOCAB], z[..., VOCAB:] - 1e6], -1).log_softmax(-1)
+    here = x.argmax(-1)
+    certain = (hot(here) - 1) * 1e6
+    return torch.where((here == VOCAB)[..., None], z, certain)
+
+
+def drawn(tokens, p, a, s):
+    q = torch.cat([p[..., :VOCAB] * (a - s), torch.full_like(p[..., :1], s)], -1)
+    noise = 1e-10 - (torch.rand_like(q) + 1e-10).log()
+    return torch.where(tokens == VOCAB, (q / noise).argmax(-1), tokens)
+
+
+@operation("torch masked diffusion")
+def masked_diffusion(spec):
+    net, batch = unmasking_net(), 16
 
     @torch.no_grad()
     def run():
-        x = torch.full((batch, length), vocab)
-        steps = spec["steps"]
-        for i in range(steps):
-            a, s = 1 - i / steps, 1 - (i + 1) / steps
-            q = law(x) * (a - s)
-            q[..., vocab] = s
-            noise = 1e-10 - (torch.rand_like(q) + 1e-10).log()
-            x = torch.where(x == vocab, (q / noise).argmax(-1), x)
-        p = law(x)
-        x = torch.where(x == vocab, p.argmax(-1), x)
+        x = torch.full((batch, LENGTH), VOCAB)
+        for a, s in grid(spec["steps"]):
+            x = drawn(x, log_law(net, hot(x)).exp(), a, s)
+        filled = log_law(net, hot(x))[..., :VOCAB].argmax(-1)
+        torch.where(x == VOCAB, filled, x)
+
+    return run
+
+
+@operation("torch DRAKES")
+def drakes(spec):
+    import copy
+
+    net, batch, soft = unmasking_net(), spec["batch"], spec["soft"]
+    old = copy.deepcopy(net).requires_grad_(False)
+    weights = torch.randn(LENGTH, VOCAB)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
+
+    def run():
+        x = hot(torch.full((batch, LENGTH), VOCAB))
+        steps = grid(spec["steps"])
+        kl = torch.zeros(batch)
+        for i, (a, s) in enumerate(steps):
+            log_p = log_law(net, x)
+            log_old = log_law(old, x)
+            p = log_p.exp()
+            gap = (p * (log_p - log_old)).sum(-1)
+            kl = kl + (a - s) / a * (x[..., VOCAB] * gap).sum(1)
+            if i < len(steps) - soft:
+                x = hot(drawn(x.argmax(-1), p.detach(), a, s))
+                continue
+            scores = torch.cat(
+                [
+                    log_p[..., :VOCAB] + math.log(a - s),
+                    torch.full_like(p[..., :1], math.log(s)),
+                ],
+                -1,
+            )
+            noise = -(1e-10 - (torch.rand_like(scores) + 1e-10).log()).log()
+            copied = 1 - x[..., VOCAB:]
+            x = copied * x + (1 - copied) * (scores + noise).softmax(-1)
+        out = x[..., :VOCAB]
+        hard = torch.nn.functional.one_hot(out.argmax(-1), VOCAB) - out.detach() + out
+        loss = (0.001 * kl - (hard * weights).sum((1, 2))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+
+    return run
+
+
+@operation("torch SVDD")
+def svdd(spec):
+    net, batch, m = unmasking_net(), spec["batch"], spec["candidates"]
+    weights = torch.randn(LENGTH, VOCAB)
+
+    @torch.no_grad()
+    def run():
+        x = torch.full((batch, LENGTH), VOCAB)
+        p = log_law(net, hot(x)).exp()
+        for a, s in grid(spec["steps"]):
+            many = x.repeat_interleave(m, 0)
+            many = drawn(many, p.repeat_interleave(m, 0), a, s)
+            law = log_law(net, hot(many)).exp()
+            clean = torch.where(many == VOCAB, law[..., :VOCAB].argmax(-1), many)
+            reward = (hot(clean)[..., :VOCAB] * weights).sum((1, 2)).view(batch, m)
+            rows = torch.arange(batch) * m + reward.argmax(1)
+            x, p = many[rows], law[rows]
+        torch.where(x == VOCAB, p[..., :VOCAB].argmax(-1), x)
+
+    return run
+
+
+@operation("torch BIB")
+def bib(spec):
+    starts, rows, width, tokens = spec["starts"], spec["rows"], 64, 6
+    layer = torch.nn.TransformerEncoderLayer(
+        width, 4, 128, dropout=0.0, activation="gelu", batch_first=True
+    )
+    net = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    net = net.double().requires_grad_(False)
+    embed, places = torch.randn(64, width).double(), torch.randn(tokens, width).double()
+    phi = torch.randn(rows, width).double()
+    y, w, score = (torch.randn(n).double() for n in (rows, width, width))
+    gram, cross, square = phi.T @ phi / rows, phi.T @ y / rows, (y * y).mean()
+    target = 10.0
+
+    def adam(moments, g, t):
+        m, v = moments
+        m.mul_(0.9).add_(g, alpha=0.1)
+        v.mul_(0.999).addcmul_(g, g, value=0.001)
+        return m / (1 - 0.9**t) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+
+    def run():
+        x = 0.01 * torch.randn(starts, 8, 4).double()
+        moments = torch.zeros_like(x), torch.zeros_like(x)
+        gammas = torch.zeros(starts).double(), torch.zeros(starts).double()
+        gamma = torch.full((starts,), 0.5).double()
+        for t in range(1, spec["steps"] + 1):
+            x.requires_grad_(True)
+            p = x.softmax(-1)
+            token = p[:, :-2, :, None, None] * p[:, 1:-1, None, :, None]
+            token = (token * p[:, 2:, None, None, :]).flatten(2)
+            hard = torch.nn.functional.one_hot(token.argmax(-1), 64)
+            f = net((hard - token.detach() + token) @ embed + places).mean(1)
+            k = (f * f).sum(1)
+            s = target / (1 + 1e-6)
+            forward = (f @ w - target).square().sum()
+            backward = (
+                s * s / k**2 * ((f @ gram) * f).sum(1)
+                - 2 * s / k * (f @ cross)
+                + square
+            ).sum()
+            gf, gb, gs = (
+                torch.autograd.grad(l, x, retain_graph=True)[0]
+                for l in (forward, backward, (f @ score).sum())
+            )
+            along = 0.1 * (gs * (gf - gb)).sum((1, 2))
+            gamma = (gamma - 0.1 * adam(gammas, along, t)).clamp(0, 1)
+            mix = gamma[:, None, None]
+            x = x.detach() - 0.1 * adam(moments, mix * gf + (1 - mix) * gb, t)
 
     return run

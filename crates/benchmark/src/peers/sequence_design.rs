@@ -1,21 +1,32 @@
-//! Training steps of GFlowNets, sampling steps of masked diffusion, hypervolumes.
+//! Training steps of GFlowNets, sampling, steering and fine-tuning of masked diffusion, design steps,
+//! hypervolumes.
 
 use super::{Case, Peer, Session};
 use anyhow::Result;
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
+use guidance::svdd::{PosteriorMeanValue, Svdd};
 use nn::activation::Activation;
 use nn::init::SeededVars;
 use optim::{AdamW, AdamWConfig, ParamGroup};
+use sequence_design::bidirectional::{
+    Bidirectional, DesignConfig, EncoderConfig, Encoding, KmerTransformer, OfflineTable,
+    RidgeConfig,
+};
 use sequence_design::gflownet::pareto::hypervolume;
 use sequence_design::gflownet::{
     Environment, Exploration, GflowConfig, GflowTrainer, HyperGrid, Policy, PolicyConfig,
     RewardSignal,
 };
-use sequence_design::masked_diffusion::{CnnConfig, CnnDenoiser, MaskedDiffusion, SampleConfig};
+use sequence_design::masked_diffusion::{
+    CnnConfig, CnnDenoiser, DrakesConfig, DrakesTrainer, MaskedDiffusion, SampleConfig,
+};
+use sequence_design::svdd::{MaskedKernel, Tokens};
 use serde_json::json;
 use tensor_core::random::RandomStream;
 
 const GROUP: &str = "sequence-design";
+/// Letters of a sampled sequence.
+const LENGTH: usize = 100;
 
 pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
     if session.wants(GROUP, "op-gfn") {
@@ -24,52 +35,61 @@ pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
     }
     if session.wants(GROUP, "drakes") {
         sampling(session)?;
+        fine_tuning(session)?;
+    }
+    if session.wants(GROUP, "svdd") {
+        steering(session)?;
+    }
+    if session.wants(GROUP, "bib") {
+        designing(session)?;
     }
     Ok(())
 }
 
-/// Ten training steps of trajectory balance on the grid with 4 dimensions of 8.
+/// Ten training steps of trajectory balance on the grid with 4 dimensions of 8, against the package
+/// and against a loop in torch without it.
 fn training(session: &mut Session<'_>) -> Result<()> {
     const STEPS: usize = 10;
     const BATCH: usize = 16;
-    let grid = HyperGrid::new(4, 8)?;
-    let vars = SeededVars::new(&RandomStream::new(0));
-    let config = PolicyConfig {
-        hidden: vec![256, 256],
-        activation: Activation::Relu,
-        backward: true,
-        ..PolicyConfig::default()
-    };
-    let vb = vars.builder(DType::F32, &Device::Cpu);
-    let policy = Policy::new(grid.feature_width(), grid.actions(), &config, vb)?;
-    let adam = AdamW::with_groups(vec![ParamGroup::named(
-        vars.trainable(),
-        AdamWConfig::adam(1e-3),
-    )])?;
-    let config = GflowConfig {
-        signal: RewardSignal::scalar(1.0),
-        batch: BATCH,
-        exploration: Exploration::default(),
-        ..GflowConfig::default()
-    };
-    let rewards = grid.clone();
-    let score = move |states: &[Vec<u16>]| -> sequence_design::Result<Vec<Vec<f64>>> {
-        Ok(states.iter().map(|s| vec![rewards.reward(s)]).collect())
-    };
-    let mut trainer = GflowTrainer::new(grid, policy, adam, config, score)?;
-    let mut rng = RandomStream::new(1);
-    session.measure(Case {
-        slug: "op-gfn",
-        operation: format!("{STEPS} steps of TB, HyperGrid(4, 8), {BATCH} trajectories"),
-        ours: "GflowTrainer",
-        call: Box::new(move || {
-            for _ in 0..STEPS {
-                trainer.step(&mut rng)?;
-            }
-            Ok(())
-        }),
-        peer: Peer::Python("torch GFlowNet", json!({ "steps": STEPS, "batch": BATCH })),
-    })
+    for peer in ["torchgfn", "torch GFlowNet"] {
+        let grid = HyperGrid::new(4, 8)?;
+        let vars = SeededVars::new(&RandomStream::new(0));
+        let config = PolicyConfig {
+            hidden: vec![256, 256],
+            activation: Activation::Relu,
+            backward: true,
+            ..PolicyConfig::default()
+        };
+        let vb = vars.builder(DType::F32, &Device::Cpu);
+        let policy = Policy::new(grid.feature_width(), grid.actions(), &config, vb)?;
+        let group = ParamGroup::named(vars.trainable(), AdamWConfig::adam(1e-3));
+        let adam = AdamW::with_groups(vec![group])?;
+        let config = GflowConfig {
+            signal: RewardSignal::scalar(1.0),
+            batch: BATCH,
+            exploration: Exploration::default(),
+            ..GflowConfig::default()
+        };
+        let rewards = grid.clone();
+        let score = move |states: &[Vec<u16>]| -> sequence_design::Result<Vec<Vec<f64>>> {
+            Ok(states.iter().map(|s| vec![rewards.reward(s)]).collect())
+        };
+        let mut trainer = GflowTrainer::new(grid, policy, adam, config, score)?;
+        let mut rng = RandomStream::new(1);
+        session.measure(Case {
+            slug: "op-gfn",
+            operation: format!("{STEPS} steps of TB, HyperGrid(4, 8), {BATCH} trajectories"),
+            ours: "GflowTrainer",
+            call: Box::new(move || {
+                for _ in 0..STEPS {
+                    trainer.step(&mut rng)?;
+                }
+                Ok(())
+            }),
+            peer: Peer::Python(peer, json!({ "steps": STEPS, "batch": BATCH })),
+        })?;
+    }
+    Ok(())
 }
 
 /// The volume of a front of random points.
@@ -98,9 +118,8 @@ fn volume(session: &mut Session<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Whole samples of a convolutional denoiser, against the plain loop over all steps.
-fn sampling(session: &mut Session<'_>) -> Result<()> {
-    const STEPS: usize = 64;
+/// A small convolutional denoiser with its variables.
+fn model() -> Result<(SeededVars, MaskedDiffusion<CnnDenoiser>)> {
     let config = CnnConfig {
         hidden: 64,
         dilations: vec![1, 4],
@@ -109,12 +128,18 @@ fn sampling(session: &mut Session<'_>) -> Result<()> {
         ..CnnConfig::dna()
     };
     let vars = SeededVars::new(&RandomStream::new(0));
-    let net = CnnDenoiser::new(
-        &config,
-        vars.builder(DType::F32, &Device::Cpu),
-        &RandomStream::new(0),
-    )?;
-    let model = MaskedDiffusion::new(net, 4, DType::F32, &Device::Cpu)?;
+    let vb = vars.builder(DType::F32, &Device::Cpu);
+    let net = CnnDenoiser::new(&config, vb, &RandomStream::new(0))?;
+    Ok((
+        vars,
+        MaskedDiffusion::new(net, 4, DType::F32, &Device::Cpu)?,
+    ))
+}
+
+/// Whole samples of a convolutional denoiser, against the plain loop over all steps.
+fn sampling(session: &mut Session<'_>) -> Result<()> {
+    const STEPS: usize = 64;
+    let (_, model) = model()?;
     for (what, cache) in [("every step", false), ("changed rows", true)] {
         let config = SampleConfig {
             steps: STEPS,
@@ -124,14 +149,149 @@ fn sampling(session: &mut Session<'_>) -> Result<()> {
         let (model, rng) = (&model, RandomStream::new(3));
         session.measure(Case {
             slug: "drakes",
-            operation: format!("16 samples of 100 letters, {STEPS} steps, network at {what}"),
+            operation: format!("16 samples of {LENGTH} letters, {STEPS} steps, network at {what}"),
             ours: "MaskedDiffusion::sample",
             call: Box::new(move || {
-                std::hint::black_box(model.sample(16, 100, None, &config, &rng)?.evaluations);
+                std::hint::black_box(model.sample(16, LENGTH, None, &config, &rng)?.evaluations);
                 Ok(())
             }),
             peer: Peer::Python("torch masked diffusion", json!({ "steps": STEPS })),
         })?;
     }
     Ok(())
+}
+
+/// One update of DRAKES.
+fn fine_tuning(session: &mut Session<'_>) -> Result<()> {
+    const STEPS: usize = 16;
+    const SOFT: usize = 6;
+    const BATCH: usize = 8;
+    let ((vars, model), (_, frozen)) = (model()?, model()?);
+    let shape = (1, LENGTH, 4);
+    let weights = RandomStream::new(4).normal(0.0, 1.0, shape, DType::F32, &Device::Cpu)?;
+    let reward = move |x: &Tensor| -> sequence_design::Result<Tensor> {
+        Ok(x.broadcast_mul(&weights)?.sum(2)?.sum(1)?)
+    };
+    let config = DrakesConfig {
+        steps_per_traj: STEPS,
+        truncate_steps: SOFT,
+        batch: BATCH,
+        accumulate: 1,
+        ..DrakesConfig::default()
+    };
+    let mut rng = RandomStream::new(5);
+    session.measure(Case {
+        slug: "drakes",
+        operation: format!(
+            "an update, {BATCH} trajectories of {STEPS} steps ({SOFT} relaxed), {LENGTH} letters"
+        ),
+        ours: "DrakesTrainer",
+        call: Box::new(move || {
+            // A trainer does not cross threads: each call makes its own.
+            let over = |net| MaskedDiffusion::new(net, 4, DType::F32, &Device::Cpu);
+            let pair = (over(&model.denoiser)?, over(&frozen.denoiser)?);
+            let all = vars.trainable();
+            let group = ParamGroup::named(all.clone(), AdamWConfig::adam(1e-4));
+            let adam = AdamW::with_groups(vec![group])?;
+            let config = config.clone();
+            let mut trainer =
+                DrakesTrainer::new(pair.0, pair.1, all, &reward, adam, config, LENGTH)?;
+            trainer.step(&mut rng)?;
+            Ok(())
+        }),
+        peer: Peer::Python(
+            "torch DRAKES",
+            json!({ "steps": STEPS, "soft": SOFT, "batch": BATCH }),
+        ),
+    })
+}
+
+/// Samples steered by posterior means.
+fn steering(session: &mut Session<'_>) -> Result<()> {
+    const STEPS: usize = 32;
+    const CANDIDATES: usize = 5;
+    const BATCH: usize = 8;
+    let (_, model) = model()?;
+    let weights = RandomStream::new(4).normal(0.0, 1.0, (LENGTH, 4), DType::F32, &Device::Cpu)?;
+    let weights = weights.to_vec2::<f32>()?;
+    let reward = move |x: &Tokens| -> guidance::Result<Tensor> {
+        let one = |s: &Vec<u32>| -> f32 {
+            let letters = s.iter().zip(&weights);
+            letters.map(|(letter, w)| w[*letter as usize]).sum()
+        };
+        let rewards: Vec<f32> = x.sequences().iter().map(one).collect();
+        Ok(Tensor::new(rewards, &Device::Cpu)?)
+    };
+    let rng = RandomStream::new(6);
+    session.measure(Case {
+        slug: "svdd",
+        operation: format!(
+            "{BATCH} samples of {LENGTH} letters, {STEPS} steps, {CANDIDATES} candidates"
+        ),
+        ours: "Svdd over MaskedKernel",
+        call: Box::new(move || {
+            let kernel = MaskedKernel::new(&model, LENGTH, STEPS)?;
+            let value = PosteriorMeanValue::new(&kernel, &reward);
+            let svdd = Svdd::new(&kernel, &value).duplicates(CANDIDATES);
+            std::hint::black_box(svdd.sample(BATCH, &rng)?.reward_calls);
+            Ok(())
+        }),
+        peer: Peer::Python(
+            "torch SVDD",
+            json!({ "steps": STEPS, "candidates": CANDIDATES, "batch": BATCH }),
+        ),
+    })
+}
+
+/// Steps of bidirectional design with a small transformer in f64.
+fn designing(session: &mut Session<'_>) -> Result<()> {
+    const STEPS: usize = 5;
+    const STARTS: usize = 64;
+    const ROWS: usize = 1000;
+    let encoding = Encoding::Kmers { k: 3, alphabet: 4 };
+    let config = EncoderConfig {
+        tokens: 6,
+        alphabet: 64,
+        width: 64,
+        heads: 4,
+        feed: 128,
+        layers: 2,
+    };
+    let mut rng = RandomStream::new(7);
+    let vars = SeededVars::new(&rng);
+    let model = KmerTransformer::new(&config, vars.builder(DType::F64, &Device::Cpu))?;
+    let mut sequences: Vec<Vec<u8>> = vec![];
+    for _ in 0..ROWS {
+        let code = rng.below(1 << 16)?;
+        sequences.push((0..8).map(|i| (code >> (2 * i) & 3) as u8).collect());
+    }
+    let mut scores = vec![0.0; ROWS];
+    rng.fill_normal(&mut scores);
+    let phi = encoding.features_of(&model, &sequences)?;
+    let table = OfflineTable::fit(&phi, &scores, RidgeConfig::default())?;
+    let heads = table.bootstrap_heads(5, &mut rng)?;
+    let config = DesignConfig {
+        steps: STEPS,
+        ..DesignConfig::default()
+    };
+    session.measure(Case {
+        slug: "bib",
+        operation: format!("{STEPS} steps of {STARTS} designs, adaptive gamma, 2 layers of 64"),
+        ours: "Bidirectional",
+        call: Box::new(move || {
+            let designer = Bidirectional::new(
+                &model,
+                table.clone(),
+                encoding,
+                heads.clone(),
+                config.clone(),
+            )?;
+            std::hint::black_box(designer.optimize(&sequences[..STARTS], &mut rng)?);
+            Ok(())
+        }),
+        peer: Peer::Python(
+            "torch BIB",
+            json!({ "steps": STEPS, "starts": STARTS, "rows": ROWS }),
+        ),
+    })
 }

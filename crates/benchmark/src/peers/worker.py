@@ -36,7 +36,9 @@ def main():
             elif "run" in request:
                 start = time.perf_counter()
                 parts = run()
-                answer = {"seconds": time.perf_counter() - start, "parts": parts}
+                answer = {"seconds": time.perf_counter() - start}
+                if isinstance(parts, list):
+                    answer["parts"] = parts
             else:
                 run = None
                 gc.collect()

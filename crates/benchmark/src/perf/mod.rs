@@ -12,6 +12,8 @@ mod graph_learning;
 pub(crate) mod graph_networks;
 mod nn;
 mod optim;
+#[cfg(feature = "sequence-design")]
+mod sequence_design;
 mod timing;
 
 pub use ceiling::Ceiling;
@@ -166,6 +168,8 @@ fn measure(plan: &Plan<'_>, threads: usize) -> Result<Vec<Row>> {
     convex::kernels(&mut session)?;
     #[cfg(feature = "graph-learning")]
     graph_learning::kernels(&mut session)?;
+    #[cfg(feature = "sequence-design")]
+    sequence_design::kernels(&mut session)?;
     let known = |name: &&String| !session.groups.iter().any(|group| group == name);
     if let Some(unknown) = plan.only.iter().find(known) {
         bail!(

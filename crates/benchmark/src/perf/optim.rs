@@ -206,6 +206,7 @@ const STEPS: &[Make] = &[
             ProgramOptimizer::new(w.vars.clone(), config)?,
         ))
     },
+    plain_lion,
     |w| {
         let config = SpamConfig::default();
         Ok(step(
@@ -217,6 +218,32 @@ const STEPS: &[Make] = &[
     |w| sparse(w, "SPAM, density 0.25", 1),
     |w| sparse(w, "SPAM, density 0.25 in blocks of 16", 16),
 ];
+
+/// Lion by operations on tensors: what a rule costs that is neither a kernel nor a program.
+fn plain_lion(w: &Workload) -> Result<Step<'_>> {
+    let LionConfig {
+        lr, beta1, beta2, ..
+    } = LionConfig::default();
+    let vars = w.vars.clone();
+    let zeros = vars.iter().map(|v| v.zeros_like());
+    let mut momenta: Vec<Tensor> = zeros.collect::<candle_core::Result<_>>()?;
+    let take = move |grads: &GradStore| {
+        for (var, m) in vars.iter().zip(&mut momenta) {
+            let Some(g) = grads.get(var) else {
+                continue;
+            };
+            let blend = ((&*m * beta1)? + (g * (1.0 - beta1))?)?;
+            var.set(&(var.as_tensor() - (blend.sign()? * lr)?)?)?;
+            *m = ((&*m * beta2)? + (g * (1.0 - beta2))?)?;
+        }
+        Ok(())
+    };
+    Ok(Step {
+        name: "Lion by tensor operations",
+        bytes: 20.0,
+        take: Box::new(take),
+    })
+}
 
 /// SPAM with momentum for a quarter of the entries.
 fn sparse<'a>(w: &'a Workload, name: &'static str, block: usize) -> Result<Step<'a>> {

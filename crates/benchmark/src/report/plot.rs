@@ -165,6 +165,92 @@ pub(super) fn lines(title: &str, lines: &[Line]) -> Result<Option<String>> {
     .map(Some)
 }
 
+/// One arm in the plot of two metrics.
+pub(super) struct Spot {
+    /// Which color of the style sheet.
+    pub color: usize,
+    /// The first metric.
+    pub x: Interval,
+    /// The second one.
+    pub y: Interval,
+}
+
+/// Which spots no other one beats in both metrics, from left to right; `sign` is 1 where higher is
+/// better and -1 where lower is.
+fn frontier(spots: &[&Spot], sign: (f64, f64)) -> Vec<(f64, f64)> {
+    let of = |s: &Spot| (sign.0 * s.x.mean, sign.1 * s.y.mean);
+    let beaten = |s: &Spot| {
+        let (x, y) = of(s);
+        let beats = |o: &&Spot| of(o).0 >= x && of(o).1 >= y && of(o) != (x, y);
+        spots.iter().any(beats)
+    };
+    let kept = spots.iter().filter(|s| !beaten(s));
+    let mut line: Vec<(f64, f64)> = kept.map(|s| (s.x.mean, s.y.mean)).collect();
+    line.sort_by(|a, b| a.0.total_cmp(&b.0));
+    line
+}
+
+/// The means of two metrics against each other with their intervals, and the line of the arms that
+/// no other one beats; `None` when there is nothing finite to draw.
+///
+/// # Errors
+/// [`Error::Draw`].
+pub(super) fn trade_off(
+    title: &str,
+    across: &str,
+    spots: &[Spot],
+    sign: (f64, f64),
+) -> Result<Option<String>> {
+    let ends = |i: &Interval| [i.low, i.mean, i.high];
+    let finite = |s: &&Spot| ends(&s.x).iter().chain(&ends(&s.y)).all(|v| v.is_finite());
+    let spots: Vec<&Spot> = spots.iter().filter(finite).collect();
+    let all = |of: fn(&Spot) -> Interval| -> Vec<f64> {
+        spots.iter().flat_map(|s| ends(&of(s))).collect()
+    };
+    let (xs, ys) = (all(|s| s.x), all(|s| s.y));
+    let (Some((x0, x1)), Some((y0, y1))) = (range(xs.iter()), range(ys.iter())) else {
+        return Ok(None);
+    };
+    let (dx, dy) = (0.05 * (x1 - x0), 0.05 * (y1 - y0));
+    draw(title, 300, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(8)
+            .margin_right(28)
+            .x_label_area_size(44)
+            .y_label_area_size(62)
+            .build_cartesian_2d(x0 - dx..x1 + dx, y0 - dy..y1 + dy)?;
+        chart
+            .configure_mesh()
+            .disable_mesh()
+            .axis_style(INK)
+            .x_labels(5)
+            .y_labels(6)
+            .x_label_formatter(&label(false))
+            .y_label_formatter(&label(false))
+            .x_desc(across)
+            .label_style(text())
+            .axis_desc_style(text())
+            .draw()?;
+        chart.draw_series(LineSeries::new(
+            frontier(&spots, sign),
+            GRID.stroke_width(2),
+        ))?;
+        for spot in &spots {
+            let (x, y, color) = (spot.x, spot.y, series_color(spot.color));
+            let bars = [
+                vec![(x.low, y.mean), (x.high, y.mean)],
+                vec![(x.mean, y.low), (x.mean, y.high)],
+            ];
+            let bars = bars.map(|bar| PathElement::new(bar, color.stroke_width(1)));
+            chart.draw_series(bars)?;
+            let dot = Circle::new((x.mean, y.mean), 5, color.filled());
+            chart.draw_series(std::iter::once(dot))?;
+        }
+        Ok(())
+    })
+    .map(Some)
+}
+
 /// One arm in the plot of a metric's values.
 pub(super) struct Strip<'a> {
     /// Which color of the style sheet.

@@ -1,7 +1,7 @@
 //! What the template shows, as plain data.
 
 use super::board::Board;
-use super::plot::{lines, strips, Line, Strip, SERIES};
+use super::plot::{lines, strips, trade_off, Line, Spot, Strip, SERIES};
 use crate::registry::Registry;
 use crate::scenario::{Better, Definition, PictureFormat, Role};
 use crate::store::StoredTrial;
@@ -111,7 +111,10 @@ pub(super) fn page<'a>(
     sheets: &[Sheet],
     boards: &'a [Board],
 ) -> Result<Page<'a>> {
-    let views = sheets.iter().map(sheet).collect::<Result<Vec<_>>>()?;
+    let views = sheets
+        .iter()
+        .map(|s| sheet(s, registry.get(s.definition.slug)?.scenario.trade_offs()))
+        .collect::<Result<Vec<_>>>()?;
     let shown = |d: &Definition| sheets.iter().any(|s| s.definition.slug == d.slug);
     let missing = registry
         .entries()
@@ -148,7 +151,10 @@ pub(super) fn page<'a>(
     })
 }
 
-fn sheet(sheet: &Sheet) -> Result<SheetView> {
+/// Names of two metrics.
+type Pair = (&'static str, &'static str);
+
+fn sheet(sheet: &Sheet, pairs: &[Pair]) -> Result<SheetView> {
     let d = sheet.definition;
     let results = sheet.table.claims();
     let arms = sheet.table.arms();
@@ -183,7 +189,7 @@ fn sheet(sheet: &Sheet) -> Result<SheetView> {
             .map(|(i, a)| arm(d, &arms, i, a))
             .collect(),
         grids: arms.iter().filter_map(|a| grid(sheet, a)).collect(),
-        figures: figures(sheet, &arms)?,
+        figures: figures(sheet, &arms, pairs)?,
         pictures: pictures(sheet, &arms),
         failed: sheet.failed.iter().map(|t| failure(t)).collect(),
         facts: sheet
@@ -272,8 +278,11 @@ fn grid(sheet: &Sheet, a: &ArmResult) -> Option<GridView> {
     })
 }
 
-fn figures(sheet: &Sheet, arms: &[ArmResult]) -> Result<Vec<FigureView>> {
+fn figures(sheet: &Sheet, arms: &[ArmResult], pairs: &[Pair]) -> Result<Vec<FigureView>> {
     let mut figures = Vec::new();
+    for pair in pairs {
+        figures.extend(trade_off_figure(sheet.definition, arms, *pair)?);
+    }
     let d = sheet.definition;
     let mut values = Vec::new();
     for metric in d.metrics.iter().filter(|m| m.better != Better::Neither) {
@@ -305,6 +314,42 @@ fn figures(sheet: &Sheet, arms: &[ArmResult]) -> Result<Vec<FigureView>> {
     }
     figures.extend(values);
     Ok(figures)
+}
+
+/// Two metrics against each other, of all arms that report both.
+fn trade_off_figure(
+    d: &Definition,
+    arms: &[ArmResult],
+    (across, up): Pair,
+) -> Result<Option<FigureView>> {
+    let (Some(across), Some(up)) = (d.metric(across), d.metric(up)) else {
+        return Ok(None);
+    };
+    let (mut spots, mut legend) = (Vec::new(), Vec::new());
+    for (color, a) in arms.iter().enumerate() {
+        let pair = (a.metrics.get(across.name), a.metrics.get(up.name));
+        if let (Some((_, x)), Some((_, y))) = pair {
+            spots.push(Spot {
+                color,
+                x: *x,
+                y: *y,
+            });
+            legend.push((color % SERIES + 1, a.arm.label));
+        }
+    }
+    let sign = |better: Better| if better == Better::Lower { -1.0 } else { 1.0 };
+    let title = format!("{} against {}", up.label, across.label);
+    let sign = (sign(across.better), sign(up.better));
+    let svg = trade_off(&title, across.label, &spots, sign)?;
+    Ok(svg.map(|svg| FigureView {
+        title,
+        svg,
+        caption:
+            "Dots: means over the seeds, with their 95 % intervals. Line: arms that no other one \
+                  beats in both."
+                .into(),
+        legend,
+    }))
 }
 
 /// Names of all curves, in the order in which the arms report them.

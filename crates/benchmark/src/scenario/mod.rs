@@ -33,6 +33,12 @@ pub trait Scenario: Send + Sync {
     /// Whatever stops the trial; it is recorded as failed and the run goes on. A diverged run is
     /// not an error where divergence is a possible result: it has an infinite loss.
     fn run(&self, arm: &Arm, setting: &Setting, trial: &TrialContext) -> Result<TrialOutcome>;
+
+    /// Pairs of metrics, by name, that the report draws against each other: the first across, the
+    /// second up, an arm a point, with the line of those arms that no other one beats in both.
+    fn trade_offs(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
 }
 
 /// The paper a scenario is about.

@@ -150,6 +150,7 @@ fn shows_verdicts_plots_pictures_and_facts() {
         "Tuning grids",
         "lr=0.2",
         "final loss by seed",
+        "final loss against steps",
         "where it went",
         "&lt;&amp;&gt;",
         "seed 12 is unlucky",

@@ -85,6 +85,10 @@ impl Scenario for Toy {
         }
     }
 
+    fn trade_offs(&self) -> &'static [(&'static str, &'static str)] {
+        &[("steps", "loss")]
+    }
+
     fn run(&self, arm: &Arm, setting: &Setting, trial: &TrialContext) -> Result<TrialOutcome> {
         std::thread::sleep(self.pause);
         if trial.seed == 12 && arm.name == "average" {

@@ -13,9 +13,11 @@ use faer::{Mat, Side};
 /// How the program is solved.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum AdversarialSolver {
-    /// As a cone program by an interior-point method, to about ten digits; for up to some thousand
-    /// units times columns.
-    InteriorPoint,
+    /// As a cone program by an interior-point method; for up to some thousand units times columns.
+    InteriorPoint {
+        /// Gap and infeasibility, absolute and relative, at which it stops.
+        tol: f64,
+    },
     /// By splitting, with one factorization and proximal steps; a few digits.
     SplitAdmm {
         /// Penalty at the start; `None` = `0.1 / n`. It is doubled or halved where primal and dual
@@ -26,6 +28,13 @@ pub enum AdversarialSolver {
         /// Relative residual at which it stops.
         tol: f64,
     },
+}
+
+impl AdversarialSolver {
+    /// The interior point to ten digits.
+    pub fn interior_point() -> Self {
+        Self::InteriorPoint { tol: 1e-10 }
+    }
 }
 
 /// Settings of [`AdversarialRelu`].
@@ -52,7 +61,7 @@ impl Default for AdversarialConfig {
             beta: 1e-4,
             loss: ConvexLoss::Hinge,
             perturb_mask: None,
-            solver: AdversarialSolver::InteriorPoint,
+            solver: AdversarialSolver::interior_point(),
             sample_weights: None,
         }
     }
@@ -81,10 +90,15 @@ impl AdversarialRelu {
     pub fn new(config: AdversarialConfig) -> Result<Self> {
         check::non_negative("AdversarialConfig::eps", config.eps)?;
         check::non_negative("AdversarialConfig::beta", config.beta)?;
-        if let AdversarialSolver::SplitAdmm { rho, max_iter, tol } = config.solver {
-            check::positive("AdversarialSolver::SplitAdmm::rho", rho.unwrap_or(1.0))?;
-            check::at_least("AdversarialSolver::SplitAdmm::max_iter", max_iter, 1)?;
-            check::non_negative("AdversarialSolver::SplitAdmm::tol", tol)?;
+        match config.solver {
+            AdversarialSolver::InteriorPoint { tol } => {
+                check::positive("AdversarialSolver::InteriorPoint::tol", tol)?;
+            }
+            AdversarialSolver::SplitAdmm { rho, max_iter, tol } => {
+                check::positive("AdversarialSolver::SplitAdmm::rho", rho.unwrap_or(1.0))?;
+                check::at_least("AdversarialSolver::SplitAdmm::max_iter", max_iter, 1)?;
+                check::non_negative("AdversarialSolver::SplitAdmm::tol", tol)?;
+            }
         }
         Ok(Self { config })
     }
@@ -155,8 +169,8 @@ impl AdversarialRelu {
         let perturbed = self.perturbed(data.x.ncols())?;
         let program = self.program(&data, patterns, &perturbed);
         let (v, w, bound, iterations, converged) = match config.solver {
-            AdversarialSolver::InteriorPoint => {
-                let solved = interior::solve(&program)?;
+            AdversarialSolver::InteriorPoint { tol } => {
+                let solved = interior::solve(&program, tol)?;
                 (solved.v, solved.w, solved.bound, solved.iterations, true)
             }
             AdversarialSolver::SplitAdmm { rho, max_iter, tol } => {

@@ -44,6 +44,15 @@ impl Rows {
         self.b.push(constant);
     }
 
+    /// `constant + sum terms = 0`
+    fn zero(&mut self, terms: &[(usize, f64)], constant: f64) {
+        self.push(terms, constant);
+        match self.cones.last_mut() {
+            Some(SupportedConeT::ZeroConeT(n)) => *n += 1,
+            _ => self.cones.push(SupportedConeT::ZeroConeT(1)),
+        }
+    }
+
     /// `constant + sum terms >= 0`
     fn non_negative(&mut self, terms: &[(usize, f64)], constant: f64) {
         self.push(terms, constant);
@@ -54,12 +63,14 @@ impl Rows {
     }
 }
 
-/// Where the variables are: units, their norms, absolute values (with perturbations only), losses.
+/// Where the variables are: units, their norms, absolute values (with perturbations only), outputs,
+/// losses (where they are squares, their roots are the outputs less the targets, in the same place).
 struct Places {
     d: usize,
     norms: usize,
     sizes: usize,
     sample_sizes: usize,
+    outputs: usize,
     losses: usize,
     parts: usize,
     total: usize,
@@ -72,7 +83,8 @@ impl Places {
         let norms = units * d;
         let sizes = norms + units;
         let sample_sizes = sizes + robust * units * d;
-        let losses = sample_sizes + robust * n * d;
+        let outputs = sample_sizes + robust * n * d;
+        let losses = outputs + if p.is_least_squares() { 0 } else { n };
         let parts = losses + n;
         let logistic = usize::from(p.loss == ConvexLoss::Logistic);
         Self {
@@ -80,6 +92,7 @@ impl Places {
             norms,
             sizes,
             sample_sizes,
+            outputs,
             losses,
             parts,
             total: parts + logistic * 2 * n,
@@ -87,37 +100,44 @@ impl Places {
     }
 }
 
-pub(super) fn solve(program: &Program<'_>) -> Result<Solved> {
+impl Program<'_> {
+    /// Whether the losses are squares, which the solver takes as they are.
+    fn is_least_squares(&self) -> bool {
+        self.loss == ConvexLoss::Squared && self.eps == 0.0
+    }
+}
+
+/// Solves to a gap and an infeasibility, absolute and relative, of `tol`.
+pub(super) fn solve(program: &Program<'_>, tol: f64) -> Result<Solved> {
     let places = Places::new(program);
     let mut rows = Rows::default();
+    outputs(program, &places, &mut rows);
     units(program, &places, &mut rows);
     if program.eps > 0.0 {
         sample_sizes(program, &places, &mut rows);
     }
-    for k in 0..program.patterns.n {
-        loss(program, &places, k, &mut rows);
+    if places.losses != places.outputs {
+        (0..program.patterns.n).for_each(|k| loss(program, &places, k, &mut rows));
     }
     let (n, total) = (program.patterns.n, places.total);
     let mut q = vec![0.0; total];
-    (places.norms..places.sizes).for_each(|i| q[i] = program.beta);
-    let mut curvature = vec![];
-    match program.loss {
-        ConvexLoss::Squared => curvature.extend(places.losses..places.losses + n),
-        _ => (0..n).for_each(|k| q[places.losses + k] = program.data.weights[k] / n as f64),
-    }
-    let p = CscMatrix::new_from_triplets(
-        total,
-        total,
-        curvature.clone(),
-        curvature.clone(),
-        program.data.weights[..curvature.len()].to_vec(),
-    );
+    q[places.norms..places.sizes].fill(program.beta);
+    let weights = &program.data.weights;
+    let squares: Vec<usize> = match program.loss {
+        ConvexLoss::Squared => (places.losses..places.losses + n).collect(),
+        _ => {
+            (0..n).for_each(|k| q[places.losses + k] = weights[k] / n as f64);
+            vec![]
+        }
+    };
+    let curvature = weights[..squares.len()].to_vec();
+    let p = CscMatrix::new_from_triplets(total, total, squares.clone(), squares, curvature);
     let a = CscMatrix::new_from_triplets(rows.b.len(), total, rows.i, rows.j, rows.a);
     let settings = DefaultSettings {
         verbose: false,
-        tol_gap_abs: 1e-10,
-        tol_gap_rel: 1e-10,
-        tol_feas: 1e-10,
+        tol_gap_abs: tol,
+        tol_gap_rel: tol,
+        tol_feas: tol,
         ..DefaultSettings::default()
     };
     let mut solver = DefaultSolver::new(&p, &q, &a, &rows.b, &rows.cones, settings)
@@ -140,6 +160,23 @@ pub(super) fn solve(program: &Program<'_>) -> Result<Solved> {
         bound: solution.obj_val.min(solution.obj_val_dual),
         iterations: solution.iterations as usize,
     })
+}
+
+/// Each sample's output in a variable of its own: only these rows join the units, so that the solver
+/// eliminates one unit after the other and is left with a system of as many rows as there are samples.
+fn outputs(p: &Program<'_>, at: &Places, rows: &mut Rows) {
+    for k in 0..p.patterns.n {
+        let mut terms: Vec<(usize, f64)> = (0..at.d)
+            .flat_map(|j| gated(p, at, k, j, -p.data.x[(k, j)]))
+            .collect();
+        terms.push((at.outputs + k, 1.0));
+        let target = if at.losses == at.outputs {
+            p.data.y[k]
+        } else {
+            0.0
+        };
+        rows.zero(&terms, target);
+    }
 }
 
 /// Cones, norms and absolute values of the units.
@@ -202,9 +239,7 @@ fn loss(p: &Program<'_>, at: &Places, k: usize, rows: &mut Rows) {
     let (y, own) = (p.data.y[k], at.losses + k);
     // `factor f_k + eps |Q_k|_1`, negated: the argument of the loss.
     let argument = |factor: f64| -> Vec<(usize, f64)> {
-        let mut terms: Vec<(usize, f64)> = (0..at.d)
-            .flat_map(|j| gated(p, at, k, j, -factor * p.data.x[(k, j)]))
-            .collect();
+        let mut terms = vec![(at.outputs + k, -factor)];
         if p.eps > 0.0 {
             let perturbed = (0..at.d).filter(|&j| p.perturbed[j]);
             terms.extend(perturbed.map(|j| (at.sample_sizes + k * at.d + j, -p.eps)));

@@ -23,9 +23,8 @@
 //! | `v`, `w` | [`ConvexReluModel`] |
 //! | `eps` | [`AdversarialConfig::eps`] |
 //!
-//! [`AdmmRelu`] solves it by operator splitting with one `n x n` system a step, [`ScpRelu`] a lasso
-//! over random units, [`AdversarialRelu`] the certified program (and, with `eps = 0`, the plain one
-//! for every loss, by an interior point to full precision).
+//! [`ConeRelu`] solves it for every loss by an interior point, [`AdmmRelu`] by operator splitting with one
+//! `n x n` system a step, [`ScpRelu`] a lasso over random units, [`AdversarialRelu`] the certified program.
 //!
 //! [`GatedRelu`] drops the cones: a network whose gates stay as they were drawn, for one output or many.
 //! [`AdmmRelu::path`] goes through several `beta`, [`AdmmRelu::fit_growing`] adds the patterns that the
@@ -52,15 +51,18 @@
 
 mod admm;
 mod adversarial;
+mod cone;
 mod fista;
 mod gated;
 mod interior;
 mod model;
 mod patterns;
+mod projection;
 mod scp;
 
 pub use admm::{AdmmConfig, AdmmRelu, AdmmRun, AdmmState, GrowConfig, Grown, Primal};
 pub use adversarial::{AdversarialConfig, AdversarialRelu, AdversarialSolver};
+pub use cone::{ConeConfig, ConeRelu};
 pub use gated::{GatedConfig, GatedModel, GatedNetwork, GatedRelu, OutputNorm};
 pub use model::{certificate, ConvexReluModel, TwoLayerRelu};
 pub use patterns::{adversarial_patterns, Patterns};

@@ -49,6 +49,7 @@
 
 mod auction;
 mod exact;
+mod exponential;
 mod gromov;
 mod loss;
 mod objective;

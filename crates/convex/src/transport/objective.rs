@@ -1,7 +1,8 @@
 //! The dual and the semi-dual with their gradients: one pass over the columns of the cost.
 
+use super::exponential::of_differences;
 use super::plan::SparsePlan;
-use super::projection::{candidates, keep_largest, largest, threshold, Entry};
+use super::projection::{candidates, keep_largest, threshold, Entry, Peaks};
 use super::{OtProblem, OtReg};
 use crate::error::check;
 use crate::linalg::axpy;
@@ -110,6 +111,7 @@ struct Column {
     x: Vec<f64>,
     entries: Vec<Entry>,
     dense: bool,
+    peaks: Peaks,
 }
 
 /// Buffers for evaluating one problem many times.
@@ -155,7 +157,7 @@ impl Pass {
     pub(super) fn plan(&self, problem: &OtProblem) -> SparsePlan {
         let columns = self.pieces.iter().flat_map(|piece| {
             let ends = piece.starts.windows(2);
-            ends.map(|w| piece.plan[w[0]..w[1]].to_vec())
+            ends.map(|w| &piece.plan[w[0]..w[1]])
         });
         SparsePlan::from_columns(problem.a().len(), columns)
     }
@@ -165,7 +167,7 @@ impl Pass {
         let reg = self.reg;
         self.run(problem, alpha, keep, |column, j| {
             let (b, cost) = (problem.b()[j], problem.column(j));
-            let max = largest(alpha, cost);
+            let max = column.peaks.scan(alpha, cost);
             if b == 0.0 {
                 column.clear();
                 return (0.0, -max);
@@ -258,7 +260,7 @@ impl Column {
         }
     }
 
-    /// From `x = alpha - c`, whose largest entry is `max`, to the column `b y`; gives
+    /// From `x = alpha - c`, scanned, whose largest entry is `max`, to the column `b y`; gives
     /// `max_y (<x, y> - Omega(b y) / b)` and the derivative of the semi-dual by `b`.
     fn semi_dual(
         &mut self,
@@ -276,24 +278,14 @@ impl Column {
             }
             OtReg::Entropic { gamma } => {
                 self.dense = true;
-                let mut sum = 0.0;
-                for (x, (a, c)) in self.x.iter_mut().zip(alpha.iter().zip(cost)) {
-                    *x = ((a - c - max) / gamma).exp();
-                    sum += *x;
-                }
+                let sum = of_differences(alpha, cost, (max, 1.0 / gamma), &mut self.x);
                 self.x.iter_mut().for_each(|x| *x *= b / sum);
                 let soft = max + gamma * sum.ln();
                 let own = gamma * b.ln();
                 (soft - own, own + gamma - soft)
             }
-            OtReg::Quadratic { gamma } => {
-                candidates(alpha, cost, max - gamma * b, &mut self.entries);
-                self.project(usize::MAX, (alpha, cost), max, (gamma, b))
-            }
-            OtReg::KSparse { gamma, k } => {
-                candidates(alpha, cost, max - gamma * b, &mut self.entries);
-                self.project(k, (alpha, cost), max, (gamma, b))
-            }
+            OtReg::Quadratic { gamma } => self.project(usize::MAX, (alpha, cost), max, (gamma, b)),
+            OtReg::KSparse { gamma, k } => self.project(k, (alpha, cost), max, (gamma, b)),
         }
     }
 
@@ -305,8 +297,10 @@ impl Column {
         (gamma, b): (f64, f64),
     ) -> (f64, f64) {
         let size = gamma * b;
+        let floor = self.peaks.floor(k, size);
+        self.peaks.above(alpha, cost, floor, &mut self.entries);
         if self.entries.is_empty() {
-            // `max - size` is rounded to `max`: all of the mass goes to the largest.
+            // The floor is rounded to `max`: all of the mass goes to the largest.
             self.entries.push((first_of(alpha, cost, max), max));
         }
         keep_largest(&mut self.entries, k);
@@ -331,11 +325,8 @@ impl Column {
             OtReg::None => return (f64::NAN, f64::NAN),
             OtReg::Entropic { gamma } => {
                 self.dense = true;
-                let mut sum = 0.0;
-                for (x, (a, c)) in self.x.iter_mut().zip(alpha.iter().zip(cost)) {
-                    *x = ((a - c + beta) / gamma - 1.0).exp();
-                    sum += *x;
-                }
+                let shift = (gamma - beta, 1.0 / gamma);
+                let sum = of_differences(alpha, cost, shift, &mut self.x);
                 return (gamma * sum, sum);
             }
             OtReg::Quadratic { gamma } => (gamma, usize::MAX),

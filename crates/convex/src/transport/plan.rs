@@ -17,16 +17,20 @@ pub struct SparsePlan {
 
 impl SparsePlan {
     /// A plan of `rows` rows from its columns; entries of zero are left out.
-    pub(super) fn from_columns(rows: usize, columns: impl Iterator<Item = Vec<Entry>>) -> Self {
+    pub(super) fn from_columns<C: AsRef<[Entry]>>(
+        rows: usize,
+        columns: impl Iterator<Item = C>,
+    ) -> Self {
         let mut plan = Self {
             rows,
             starts: vec![0],
             entries: Vec::new(),
         };
-        for mut column in columns {
-            column.retain(|(_, t)| *t != 0.0);
-            column.sort_unstable_by_key(|(i, _)| *i);
-            plan.entries.extend(column);
+        for column in columns {
+            let from = plan.entries.len();
+            let some = column.as_ref().iter().filter(|(_, t)| *t != 0.0);
+            plan.entries.extend(some);
+            plan.entries[from..].sort_unstable_by_key(|(i, _)| *i);
             plan.starts.push(plan.entries.len());
         }
         plan

@@ -27,11 +27,12 @@ pub fn project_sparse_simplex(v: &[f64], k: usize, z: f64) -> Result<Vec<f64>> {
     check::positive("z", z)?;
     check::finite("v", v)?;
     let zeros = vec![0.0; v.len()];
-    let max = largest(v, &zeros);
+    let mut peaks = Peaks::default();
+    let max = peaks.scan(v, &zeros);
     let mut entries = Vec::new();
-    candidates(v, &zeros, max - z, &mut entries);
+    peaks.above(v, &zeros, peaks.floor(k, z), &mut entries);
     if entries.is_empty() {
-        // `max - z` is rounded to `max`.
+        // The floor is rounded to `max`.
         let first = v.iter().position(|x| *x == max).unwrap_or(0);
         entries.push((first as u32, max));
     }
@@ -45,39 +46,142 @@ pub fn project_sparse_simplex(v: &[f64], k: usize, z: f64) -> Result<Vec<f64>> {
     Ok(out)
 }
 
-/// The largest entry of `alpha - c`.
-pub(super) fn largest(alpha: &[f64], cost: &[f64]) -> f64 {
-    Arch::new().dispatch(Largest { alpha, cost })
+/// Vectors of a run, whose largest entries are kept.
+const RUN: usize = 16;
+/// Rounds in which the floor of a projection is raised.
+const ROUNDS: usize = 6;
+
+/// The largest entries of `alpha - c` in every short run of a long column: by them the entries that a
+/// projection keeps are found without looking at the others again.
+#[derive(Debug, Default)]
+pub(super) struct Peaks {
+    /// For each run as many as a vector has lanes.
+    of_runs: Vec<f64>,
+    max: f64,
 }
 
-struct Largest<'a> {
+impl Peaks {
+    /// Looks at all of a column; gives its largest entry.
+    pub(super) fn scan(&mut self, alpha: &[f64], cost: &[f64]) -> f64 {
+        let of_runs = &mut self.of_runs;
+        self.max = Arch::new().dispatch(Scan {
+            alpha,
+            cost,
+            of_runs,
+        });
+        self.max
+    }
+
+    /// A number that every positive entry of the projection of the `k` largest on the simplex of size
+    /// `z` lies above. Whatever lies `z` or more below the largest is zero; and the threshold of some
+    /// entries is at most that of all, so the peaks alone bring the floor near the threshold itself.
+    pub(super) fn floor(&self, k: usize, z: f64) -> f64 {
+        if !self.max.is_finite() {
+            return self.max - z;
+        }
+        // As distances from the largest, which keep their digits however large the potentials are.
+        let (mut floor, mut probe) = (-z, -z);
+        for _ in 0..ROUNDS {
+            let (count, sum) = above(&self.of_runs, self.max, probe);
+            if count == 0 {
+                break;
+            }
+            if count >= k {
+                floor = floor.max(probe);
+            }
+            let next = if count <= k {
+                (sum - z) / count as f64
+            } else {
+                0.5 * probe
+            };
+            if count <= k {
+                floor = floor.max(next);
+            }
+            if next <= probe {
+                break;
+            }
+            probe = next;
+        }
+        self.max + floor
+    }
+
+    /// The entries of `alpha - c` above `floor`, by ascending index, of the column that was scanned.
+    pub(super) fn above(&self, alpha: &[f64], cost: &[f64], floor: f64, out: &mut Vec<Entry>) {
+        out.clear();
+        Arch::new().dispatch(Above {
+            alpha,
+            cost,
+            floor,
+            of_runs: Some(&self.of_runs),
+            out,
+        });
+    }
+}
+
+/// How many peaks are more than `probe` above the largest entry, and the sum of their distances from it.
+fn above(peaks: &[f64], max: f64, probe: f64) -> (usize, f64) {
+    const LANES: usize = 16;
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let (mut counts, mut sums) = ([0.0; LANES], [0.0; LANES]);
+            let (blocks, rest) = peaks.as_chunks::<LANES>();
+            let mut add = |l: usize, peak: f64| {
+                let x = peak - max;
+                let on = x > probe;
+                counts[l] += if on { 1.0 } else { 0.0 };
+                sums[l] += if on { x } else { 0.0 };
+            };
+            for block in blocks {
+                (0..LANES).for_each(|l| add(l, block[l]));
+            }
+            rest.iter().enumerate().for_each(|(l, x)| add(l, *x));
+            let count: f64 = counts.iter().sum();
+            (count as usize, sums.iter().sum())
+        },
+    )
+}
+
+struct Scan<'a> {
     alpha: &'a [f64],
     cost: &'a [f64],
+    of_runs: &'a mut Vec<f64>,
 }
 
-impl WithSimd for Largest<'_> {
+impl WithSimd for Scan<'_> {
     type Output = f64;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> f64 {
         let (alpha, alpha_tail) = S::as_simd_f64s(self.alpha);
         let (cost, cost_tail) = S::as_simd_f64s(self.cost);
-        // Four largest, so that comparisons need not wait for each other.
-        let mut best = [simd.splat_f64s(f64::NEG_INFINITY); 4];
-        let (alpha_runs, alpha_rest) = alpha.as_chunks::<4>();
-        let (cost_runs, cost_rest) = cost.as_chunks::<4>();
-        for (alpha, cost) in alpha_runs.iter().zip(cost_runs) {
-            for l in 0..4 {
-                best[l] = simd.max_f64s(best[l], simd.sub_f64s(alpha[l], cost[l]));
+        let lowest = simd.splat_f64s(f64::NEG_INFINITY);
+        self.of_runs
+            .resize(alpha.len().div_ceil(RUN) * S::F64_LANES, 0.0);
+        let (peaks, _) = S::as_mut_simd_f64s(self.of_runs);
+        let mut best = lowest;
+        let (alpha_runs, alpha_rest) = alpha.as_chunks::<RUN>();
+        let (cost_runs, cost_rest) = cost.as_chunks::<RUN>();
+        for ((peak, alpha), cost) in peaks.iter_mut().zip(alpha_runs).zip(cost_runs) {
+            // Four largest, so that comparisons need not wait for each other.
+            let mut tops = [lowest; 4];
+            for i in 0..RUN {
+                tops[i % 4] = simd.max_f64s(tops[i % 4], simd.sub_f64s(alpha[i], cost[i]));
             }
+            let (left, right) = (
+                simd.max_f64s(tops[0], tops[1]),
+                simd.max_f64s(tops[2], tops[3]),
+            );
+            *peak = simd.max_f64s(left, right);
+            best = simd.max_f64s(best, *peak);
         }
-        for (alpha, cost) in alpha_rest.iter().zip(cost_rest) {
-            best[0] = simd.max_f64s(best[0], simd.sub_f64s(*alpha, *cost));
+        if let Some(last) = peaks.last_mut().filter(|_| !alpha_rest.is_empty()) {
+            *last = lowest;
+            for (alpha, cost) in alpha_rest.iter().zip(cost_rest) {
+                *last = simd.max_f64s(*last, simd.sub_f64s(*alpha, *cost));
+            }
+            best = simd.max_f64s(best, *last);
         }
-        let best = simd.max_f64s(
-            simd.max_f64s(best[0], best[1]),
-            simd.max_f64s(best[2], best[3]),
-        );
         let tails = alpha_tail.iter().zip(cost_tail);
         tails
             .map(|(a, c)| a - c)
@@ -85,14 +189,14 @@ impl WithSimd for Largest<'_> {
     }
 }
 
-/// The entries of `alpha - c` above `floor`, by ascending index. A projection on a simplex of size `z`
-/// is zero wherever an entry lies `z` or more below the largest: few entries are left of a long column.
+/// The entries of `alpha - c` above `floor`, by ascending index.
 pub(super) fn candidates(alpha: &[f64], cost: &[f64], floor: f64, out: &mut Vec<Entry>) {
     out.clear();
     Arch::new().dispatch(Above {
         alpha,
         cost,
         floor,
+        of_runs: None,
         out,
     });
 }
@@ -101,6 +205,8 @@ struct Above<'a> {
     alpha: &'a [f64],
     cost: &'a [f64],
     floor: f64,
+    /// Where they are known, only runs with a peak above the floor are looked at.
+    of_runs: Option<&'a [f64]>,
     out: &'a mut Vec<Entry>,
 }
 
@@ -113,6 +219,7 @@ impl WithSimd for Above<'_> {
             alpha,
             cost,
             floor,
+            of_runs,
             out,
         } = self;
         let mut push = |from: usize, to: usize| {
@@ -125,11 +232,18 @@ impl WithSimd for Above<'_> {
         };
         let (packed, tail) = S::as_simd_f64s(alpha);
         let floors = simd.splat_f64s(floor);
-        let columns = packed.iter().zip(S::as_simd_f64s(cost).0);
-        for (block, (a, c)) in columns.enumerate() {
-            let above = simd.less_than_f64s(floors, simd.sub_f64s(*a, *c));
-            if simd.first_true_m64s(above) < S::F64_LANES {
-                push(block * S::F64_LANES, (block + 1) * S::F64_LANES);
+        let some = |x: S::f64s| simd.first_true_m64s(simd.less_than_f64s(floors, x)) < S::F64_LANES;
+        let peaks = of_runs.map(|peaks| S::as_simd_f64s(peaks).0);
+        let runs = packed.chunks(RUN).zip(S::as_simd_f64s(cost).0.chunks(RUN));
+        for (run, (alpha, cost)) in runs.enumerate() {
+            if peaks.is_some_and(|peaks| !some(peaks[run])) {
+                continue;
+            }
+            for (i, (a, c)) in alpha.iter().zip(cost).enumerate() {
+                if some(simd.sub_f64s(*a, *c)) {
+                    let from = (run * RUN + i) * S::F64_LANES;
+                    push(from, from + S::F64_LANES);
+                }
             }
         }
         push(alpha.len() - tail.len(), alpha.len());

@@ -1,6 +1,8 @@
 //! Sinkhorn's alternating scaling, for the entropic problem in the convention
 //! `T = exp((alpha + beta - C) / gamma - 1)`.
 
+use super::exponential::{add, of_differences, raise};
+use super::projection::Peaks;
 use super::OtProblem;
 use crate::linalg::{axpy, dot};
 use crate::{Error, Result};
@@ -136,17 +138,19 @@ pub(super) fn in_logarithms(
         }
         let next: Vec<f64> = (0..b.len())
             .into_par_iter()
-            .map(|j| {
-                let column = problem.column(j);
-                let terms = || alpha.iter().zip(column).map(|(a, c)| (a - c) / gamma);
-                let max = terms().fold(f64::NEG_INFINITY, f64::max);
-                let sum: f64 = terms().map(|x| (x - max).exp()).sum();
-                if b[j] > 0.0 {
-                    gamma * (b[j].ln() + 1.0 - max - sum.ln())
-                } else {
-                    f64::NEG_INFINITY
-                }
-            })
+            .map_init(
+                || (Peaks::default(), vec![0.0; m]),
+                |(peaks, terms), j| {
+                    let column = problem.column(j);
+                    let max = peaks.scan(&alpha, column);
+                    let sum = of_differences(&alpha, column, (max, 1.0 / gamma), terms);
+                    if b[j] > 0.0 {
+                        gamma * (b[j].ln() + 1.0 - sum.ln()) - max
+                    } else {
+                        f64::NEG_INFINITY
+                    }
+                },
+            )
             .collect();
         let pairs = next.iter().zip(&beta).filter(|(x, _)| x.is_finite());
         change += pairs.map(|(x, y)| (x - y).abs()).sum::<f64>();
@@ -178,6 +182,7 @@ pub(super) fn in_logarithms(
 /// `log sum_j exp((beta_j - c_ij) / gamma)` of each row.
 fn row_logarithms(problem: &OtProblem, beta: &[f64], gamma: f64) -> Vec<f64> {
     let m = problem.a().len();
+    let rate = 1.0 / gamma;
     let pieces: Vec<(Vec<f64>, Vec<f64>)> = problem
         .cost
         .par_chunks(m * WIDTH)
@@ -185,17 +190,13 @@ fn row_logarithms(problem: &OtProblem, beta: &[f64], gamma: f64) -> Vec<f64> {
         .map(|(cost, beta)| {
             let (mut max, mut sum) = (vec![f64::NEG_INFINITY; m], vec![0.0; m]);
             for (column, beta) in cost.chunks_exact(m).zip(beta) {
-                for i in 0..m {
-                    let x = (beta - column[i]) / gamma;
-                    if x > max[i] {
-                        max[i] = x;
-                    }
-                }
+                raise(column, *beta, rate, &mut max);
             }
+            // A row without terms has a sum of zero, whatever they are divided by.
+            let with_terms = |max: &f64| max.max(f64::MIN);
+            let tops: Vec<f64> = max.iter().map(with_terms).collect();
             for (column, beta) in cost.chunks_exact(m).zip(beta) {
-                for i in (0..m).filter(|&i| max[i] > f64::NEG_INFINITY) {
-                    sum[i] += ((beta - column[i]) / gamma - max[i]).exp();
-                }
+                add(column, *beta, rate, &tops, &mut sum);
             }
             (max, sum)
         })

@@ -110,7 +110,7 @@ impl Case {
                 break;
             }
         }
-        let model = run.model()?;
+        let model = run.model();
         let optimum = Tolerance::Mixed(1e-6);
         reference.compare(&self.name("cvx_opt"), &[model.objective], optimum)?;
         // The bound from the multipliers proves it without the file.

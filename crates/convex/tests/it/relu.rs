@@ -273,7 +273,7 @@ fn certificates_bound_attacks() {
                 .fit(&x, &y, &patterns)
                 .unwrap()
         };
-        let model = fit(AdversarialSolver::InteriorPoint);
+        let model = fit(AdversarialSolver::interior_point());
         assert!(model.gap.abs() < 1e-6 && model.violation < 1e-7);
         let split = fit(AdversarialSolver::SplitAdmm {
             rho: None,

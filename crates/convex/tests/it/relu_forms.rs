@@ -229,3 +229,128 @@ fn units_of_several_outputs_share_their_norm() {
     assert_eq!(out.dims(), &[12, 2]);
     assert!(fit(&both, 0.05, ScpSolver::CoordinateDescent).is_err());
 }
+
+/// For every loss the interior point's network is the program's optimum, on its cones.
+#[test]
+fn the_cone_program_gives_a_network() {
+    let (x, y) = data(11, 12, 3);
+    let patterns = Patterns::sample(&x, 40, &mut RandomStream::new(2)).unwrap();
+    for loss in [ConvexLoss::Squared, ConvexLoss::Logistic, ConvexLoss::Hinge] {
+        let y = match loss {
+            ConvexLoss::Squared => y.clone(),
+            _ => labels(&y),
+        };
+        let fit = |tol| {
+            let config = ConeConfig {
+                beta: 0.05,
+                loss,
+                tol,
+                ..Default::default()
+            };
+            ConeRelu::new(config)
+                .unwrap()
+                .fit(&x, &y, &patterns)
+                .unwrap()
+        };
+        let (fine, coarse) = (fit(1e-9), fit(1e-4));
+        let best = exact(&x, &y, &patterns, loss, 0.0).objective;
+        assert!((fine.objective - best).abs() < 1e-7 * (1.0 + best));
+        assert!((coarse.objective - best).abs() < 1e-3 * (1.0 + best));
+        assert!(coarse.iterations < fine.iterations);
+        for model in [fine, coarse] {
+            assert!(model.violation < 1e-9, "{}", model.violation);
+            let network = model.to_network(0.0).unwrap();
+            let trained = network.objective(&x, &y, loss, 0.05).unwrap();
+            assert!((trained - model.objective).abs() < 1e-9);
+        }
+    }
+}
+
+/// A sample of weight two is two samples, one of weight zero none.
+#[test]
+fn the_cone_program_weighs_samples() {
+    let (x, y) = data(12, 8, 2);
+    let patterns = Patterns::enumerate(&x).unwrap();
+    let fit = |x: &Tensor, y: &Tensor, patterns: &Patterns, weights: Option<Vec<f64>>| {
+        let config = ConeConfig {
+            beta: 0.02,
+            sample_weights: weights,
+            ..Default::default()
+        };
+        let solver = ConeRelu::new(config).unwrap();
+        solver.fit(x, y, patterns).unwrap().objective
+    };
+    let mut weights = vec![1.0; 8];
+    weights[2] = 2.0;
+    weights[5] = 0.0;
+    let weighted = fit(&x, &y, &patterns, Some(weights));
+    let rows: Vec<u32> = vec![0, 1, 2, 2, 3, 4, 6, 7];
+    let rows = Tensor::new(rows, &CPU).unwrap();
+    let (x, y) = (
+        x.index_select(&rows, 0).unwrap(),
+        y.index_select(&rows, 0).unwrap(),
+    );
+    let again = fit(&x, &y, &Patterns::enumerate(&x).unwrap(), None);
+    assert!((weighted - again).abs() < 1e-6, "{weighted} {again}");
+}
+
+#[test]
+fn bad_cone_settings_are_named() {
+    for (config, field) in [
+        (
+            ConeConfig {
+                beta: -1.0,
+                ..Default::default()
+            },
+            "ConeConfig::beta",
+        ),
+        (
+            ConeConfig {
+                tol: 0.0,
+                ..Default::default()
+            },
+            "ConeConfig::tol",
+        ),
+    ] {
+        let error = ConeRelu::new(config).unwrap_err();
+        assert!(error.to_string().contains(field), "{error}");
+    }
+}
+
+/// From a penalty that is far off, balancing gets near the optimum where the fixed one does not; it
+/// resumes with the same bits.
+#[test]
+fn a_balanced_penalty_forgives_a_bad_start() {
+    let (x, y) = data(13, 30, 4);
+    let patterns = Patterns::sample(&x, 40, &mut RandomStream::new(4)).unwrap();
+    let best = exact(&x, &y, &patterns, ConvexLoss::Squared, 0.0).objective;
+    let config = |rho, balance| AdmmConfig {
+        rho,
+        gamma_a: rho,
+        balance,
+        max_iter: 600,
+        ..config()
+    };
+    for rho in [10.0, 1e-4] {
+        let fit = |balance| {
+            let solver = AdmmRelu::new(config(rho, balance)).unwrap();
+            solver.fit(&x, &y, &patterns).unwrap().objective / best - 1.0
+        };
+        let (fixed, balanced) = (fit(false), fit(true));
+        assert!(
+            balanced < 0.01 && balanced < 0.2 * fixed,
+            "{rho}: {balanced} {fixed}"
+        );
+    }
+    let solver = AdmmRelu::new(config(10.0, true)).unwrap();
+    let mut one = solver.start(&x, &y, &patterns).unwrap();
+    (0..40).for_each(|_| one.step().unwrap());
+    assert!(one.state().rho < 10.0);
+    let mut other = solver.start(&x, &y, &patterns).unwrap();
+    other.restore(&one.state()).unwrap();
+    (0..40).for_each(|_| {
+        one.step().unwrap();
+        other.step().unwrap();
+    });
+    assert_eq!(one.state(), other.state());
+}

@@ -605,3 +605,51 @@ fn the_layer_weighs_its_experts() {
     assert!(layer.forward(&tensor(&[1.0; 4], (2, 2))).is_err());
     assert!(SparseMoe::new(gate.as_tensor().clone(), vec![Double], config).is_err());
 }
+
+/// The `k` largest by sorting (ties: lowest index first), their threshold by trying every prefix.
+fn by_sorting(v: &[f64], k: usize, z: f64) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..v.len()).collect();
+    order.sort_by(|&i, &j| v[j].total_cmp(&v[i]).then(i.cmp(&j)));
+    order.truncate(k);
+    let (mut sum, mut threshold) = (0.0, f64::NEG_INFINITY);
+    for (r, &i) in order.iter().enumerate() {
+        sum += v[i];
+        threshold = f64::max(threshold, (sum - z) / (r + 1) as f64);
+    }
+    let mut y = vec![0.0; v.len()];
+    order
+        .iter()
+        .for_each(|&i| y[i] = (v[i] - threshold).max(0.0));
+    y
+}
+
+proptest! {
+    #![proptest_config(cases(64))]
+
+    /// Columns of many runs, with ties, spread wide or narrow, far from zero or not.
+    #[test]
+    fn long_projections_agree_with_sorting(
+        seed in 0u64..5000,
+        m in 1usize..700,
+        k in 1usize..80,
+        z in 0.01f64..30.0,
+        step in prop::sample::select(vec![0.0, 0.125, 2.0]),
+        offset in prop::sample::select(vec![0.0, 4096.0]),
+    ) {
+        let mut v = normals(seed, m);
+        for v in &mut v {
+            if step > 0.0 {
+                *v = (*v / step).round() * step;
+            }
+            *v += offset;
+        }
+        let y = project_sparse_simplex(&v, k, z).unwrap();
+        assert_close(&y, &by_sorting(&v, k, z), 1e-10);
+        assert!(y.iter().filter(|y| **y > 0.0).count() <= k);
+        let problem = OtProblem::from_slices(&vec![1.0; m], &[m as f64], &vec![0.0; m]).unwrap();
+        let gamma = z / m as f64;
+        let column = semi_dual(&problem, &OtReg::KSparse { gamma, k }, &v).unwrap().plan;
+        let wanted = by_sorting(&v, k, z).iter().map(|y| y * m as f64 / z).collect::<Vec<_>>();
+        assert_close(&column.to_dense(), &wanted, 1e-8 * m as f64 / z);
+    }
+}

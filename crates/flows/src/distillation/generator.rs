@@ -1,5 +1,6 @@
 //! Students, and guided teachers.
 
+use crate::combine::linear_combination;
 use crate::condition::Condition;
 use crate::denoiser::Denoiser;
 use crate::error::{check, Result};
@@ -91,6 +92,6 @@ impl<D: Denoiser> Denoiser for ClassifierFree<D> {
         let null = self.null.for_rows(check::rows("x", x)?)?;
         let wanted = self.denoiser.denoise(x, levels, condition)?.x0;
         let null = self.denoiser.denoise(x, levels, &null)?.x0;
-        Ok((wanted.affine(self.scale, 0.0)? + null.affine(1.0 - self.scale, 0.0)?)?)
+        linear_combination(&[(self.scale, &wanted), (1.0 - self.scale, &null)])
     }
 }

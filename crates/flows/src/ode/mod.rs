@@ -36,6 +36,7 @@ pub use sde::{sde_step, EulerMaruyama};
 
 pub(crate) use fixed::{adams_order, adams_weights, runge_kutta, step, History, Tableau, RK38};
 
+use crate::combine::linear_combination;
 use crate::condition::Condition;
 use crate::error::{check, Error, Result};
 use crate::velocity::Velocity;
@@ -118,11 +119,9 @@ pub(crate) fn evaluate(field: &dyn OdeField, y: &Tensor, t: &Times) -> Result<Te
 
 /// `y + sum_j c_j k_j`, leaving out zeros.
 pub(crate) fn add_scaled(y: &Tensor, terms: &[(f64, &Tensor)]) -> Result<Tensor> {
-    let mut sum = y.clone();
-    for (c, k) in terms.iter().filter(|(c, _)| *c != 0.0) {
-        sum = (sum + k.affine(*c, 0.0)?)?;
-    }
-    Ok(sum)
+    let terms = terms.iter().copied().filter(|(c, _)| *c != 0.0);
+    let all: Vec<_> = std::iter::once((1.0, y)).chain(terms).collect();
+    linear_combination(&all)
 }
 
 /// Checks of a call of a solver.

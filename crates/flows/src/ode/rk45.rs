@@ -1,6 +1,7 @@
 //! The adaptive method of Dormand and Prince, with the controller of SciPy's `solve_ivp`.
 
 use super::{add_scaled, check_call, evaluate, OdeField, OdeSolver, Solution, Times};
+use crate::combine::linear_combination;
 use crate::error::{check, Error, Result};
 use candle_core::{DType, Tensor};
 use tensor_core::kernels::sum_squares;
@@ -399,9 +400,7 @@ fn try_step(
     let next = add_scaled(y, &terms)?.detach();
     let k7 = evaluate(field, &next, &clock.times(1.0))?.detach();
     k.push(clock.scaled(&k7)?);
-    let mut error = k[0].affine(E[0], 0.0)?;
-    for (e, k) in E.iter().zip(&k).skip(2) {
-        error = (error + k.affine(*e, 0.0)?)?;
-    }
+    let terms = E.iter().copied().zip(&k).filter(|(e, _)| *e != 0.0);
+    let error = linear_combination(&terms.collect::<Vec<_>>())?;
     Ok((next, k7, error))
 }

@@ -1,6 +1,7 @@
 //! The stochastic sampler of a flow: the same marginals as the ordinary equation.
 
 use super::{check_call, Solution, Times};
+use crate::combine::linear_combination;
 use crate::condition::Condition;
 use crate::error::{check, Result};
 use crate::noise::Noise;
@@ -31,8 +32,11 @@ pub fn sde_step(
     check::positive("1 - t", 1.0 - t)?;
     check::positive("source_std", source_std)?;
     let half = 0.5 * sigma * sigma / (source_std * source_std * (1.0 - t));
-    let moved = (x.affine(1.0 - h * half, 0.0)? + v.affine(h * (1.0 + half * t), 0.0)?)?;
-    Ok((moved + z.affine(h.sqrt() * sigma, 0.0)?)?)
+    linear_combination(&[
+        (1.0 - h * half, x),
+        (h * (1.0 + half * t), v),
+        (h.sqrt() * sigma, z),
+    ])
 }
 
 /// The Euler-Maruyama sampler with `sigma_t = (1 - t) sigma`.

@@ -69,6 +69,9 @@ pub fn adjoint_dpm(reference: &mut Reference) -> Result<()> {
         let solver = AdjointSolver::new(grid.clone()).method(method(reference, name.trim())?);
         gradients(reference, name.trim(), &solver, &ode, (&x, &target))?;
     }
+    if !reference.has("theta") {
+        return Ok(());
+    }
     let theta = reference.input("theta")?.tensor(DType::F64)?;
     let moved = Shifted {
         theta: Some(Var::from_tensor(&theta)?),

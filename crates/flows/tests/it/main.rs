@@ -3,6 +3,7 @@
 
 extern crate thalweg_flows as flows;
 
+mod combine;
 mod disback;
 mod floor;
 mod late;

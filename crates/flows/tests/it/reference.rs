@@ -41,3 +41,45 @@ fn rectified_flow() {
 fn adjoint_dpm() {
     assert_passed(&FILES.verify("adjoint-dpm", verify::adjoint_dpm), |_| false);
 }
+
+/// Some of the methods, fewer samples, no parameter.
+#[test]
+fn adjoint_dpm_with_fewer_parts() {
+    let change = |tensors: &mut BTreeMap<String, Array>,
+                  metadata: &mut BTreeMap<String, String>| {
+        tensors.retain(|name, _| !name.starts_with("theta") && !name.starts_with("midpoint"));
+        metadata.insert("methods".into(), "rk4, euler".into());
+        for (name, raw) in tensors.iter_mut() {
+            let of_samples = ["c", "x_T", "target"].contains(&name.as_str());
+            if of_samples || name.starts_with("rk4") || name.starts_with("euler") {
+                raw.shorten(0, 1).unwrap();
+            }
+        }
+    };
+    let report = FILES.verify_variant("adjoint-dpm", change, verify::adjoint_dpm);
+    assert_passed(&report, |_| false);
+}
+
+/// Other numbers of adaptive solves, of times and of draws.
+#[test]
+fn rectified_flow_with_other_cases() {
+    let change = |tensors: &mut BTreeMap<String, Array>,
+                  metadata: &mut BTreeMap<String, String>| {
+        tensors.retain(|name, _| !name.starts_with("rk45_1") && name != "loss_reflow_t1");
+        metadata.remove("rk45_1");
+        for part in ["final", "times"] {
+            let raw = tensors.remove(&format!("rk45_0_{part}")).unwrap();
+            tensors.insert(format!("rk45_17_{part}"), raw);
+        }
+        let settings = metadata.remove("rk45_0").unwrap();
+        metadata.insert("rk45_17".into(), settings);
+        for (name, raw) in tensors.iter_mut() {
+            let times = ["v_t", "v_at_x0", "div_at_x0"].contains(&name.as_str());
+            if times || name.starts_with("ts_") {
+                raw.shorten(0, 4).unwrap();
+            }
+        }
+    };
+    let report = FILES.verify_variant("rectified-flow", change, verify::rectified_flow);
+    assert_passed(&report, |_| false);
+}

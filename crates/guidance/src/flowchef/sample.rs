@@ -4,6 +4,7 @@ use super::cost::{gradient, Cost};
 use crate::error::{check, Error};
 use crate::Result;
 use candle_core::{Tensor, Var};
+use flows::combine::linear_combination;
 use flows::{Condition, Nfe, Velocity};
 use std::ops::ControlFlow;
 use tensor_core::kernels::sum_squares;
@@ -217,11 +218,11 @@ impl FlowChef {
             let mut v = asked.detach();
             let graph = at.map(|at| (at, asked));
             if self.solver == Solver::Heun && step + 1 < self.steps {
-                let ahead = (&run.x + v.affine(next - t, 0.0)?)?;
+                let ahead = linear_combination(&[(1.0, &run.x), (next - t, &v)])?;
                 let far = run.ask(velocity, &ahead, next, condition)?.detach();
-                v = (v + far)?.affine(0.5, 0.0)?;
+                v = linear_combination(&[(0.5, &v), (0.5, &far)])?;
             }
-            let x1 = (&run.x + v.affine(1.0 - t, 0.0)?)?;
+            let x1 = linear_combination(&[(1.0, &run.x), (1.0 - t, &v)])?;
             let watched = self.record || callback.is_some();
             let value = match watched {
                 true => Some(cost.value(&x1)?.detach()),
@@ -243,7 +244,7 @@ impl FlowChef {
                 };
                 run.x = correction(&mut run, &here)?;
             }
-            run.x = (&run.x + v.affine(next - t, 0.0)?)?;
+            run.x = linear_combination(&[(1.0, &run.x), (next - t, &v)])?;
             if !sum_squares(&run.x)?.is_finite() {
                 return Err(Error::NonFinite {
                     rule: "FlowChef",
@@ -382,20 +383,18 @@ pub(crate) fn correct(
     scale: &Scale,
     inner_steps: usize,
 ) -> Result<Tensor> {
-    let to_clean = v.affine(remaining, 0.0)?;
     let mut x = x.clone();
     let mut moments: Option<(Tensor, Tensor)> = None;
     for k in 1..=inner_steps {
-        let g = cost.grad(&(&x + &to_clean)?)?;
+        let g = cost.grad(&linear_combination(&[(1.0, &x), (remaining, v)])?)?;
         if g.dims() != x.dims() {
             let expected = format!("{:?}", x.dims());
             return Err(Error::shape("the gradient of the cost", g.dims(), expected));
         }
-        let change = match scale {
-            Scale::Plain(s) => g.affine(*s, 0.0)?,
-            Scale::Adam(lr) => adam(&g, *lr, k, &mut moments)?,
+        x = match scale {
+            Scale::Plain(s) => linear_combination(&[(1.0, &x), (-s, &g)])?,
+            Scale::Adam(lr) => (x - adam(&g, *lr, k, &mut moments)?)?,
         };
-        x = (x - change)?;
     }
     Ok(x)
 }
@@ -438,7 +437,7 @@ pub fn skipped_gradient(
     cost: &dyn Cost,
 ) -> Result<Tensor> {
     let v = ask(velocity, x, t, condition)?.detach();
-    cost.grad(&(x + v.affine(1.0 - t, 0.0)?)?)
+    cost.grad(&linear_combination(&[(1.0, x), (1.0 - t, &v)])?)
 }
 
 /// The same through the network.
@@ -503,7 +502,7 @@ impl BackpropGuidance {
             let g = gradient_through(at, v, here.t, cost)?;
             run.out.nfe.denoiser_backward += here.rows;
             run.out.grad_evals += here.rows;
-            Ok((&run.x - g.affine(*s, 0.0)?)?)
+            Ok(linear_combination(&[(1.0, &run.x), (-s, &g)])?)
         };
         let asked = (velocity, noise, condition, cost);
         settings.run(asked, true, correction, callback)

@@ -44,28 +44,36 @@ impl ReverseKernel for Given<'_> {
     }
 }
 
-/// Checks states, values and choices of the Gaussian run.
+/// Checks states, values and choices of the Gaussian run of every case (a prefix before `gm_means`).
 ///
 /// # Errors
 /// An error when the file lacks an input; a difference is a failed comparison instead.
 pub fn svdd(reference: &mut Reference) -> Result<()> {
-    let means = input(reference, "gm_means")?;
-    let variance = reference.input("gm_var")?.values;
+    for prefix in reference.cases("gm_means") {
+        case(reference, &prefix)?;
+    }
+    Ok(())
+}
+
+fn case(reference: &mut Reference, prefix: &str) -> Result<()> {
+    let name = |part: &str| format!("{prefix}{part}");
+    let means = input(reference, &name("gm_means"))?;
+    let variance = reference.input(&name("gm_var"))?.values;
     let [variance] = variance[..] else {
         return Err(bad(reference, "`gm_var` is not one number").into());
     };
     let components = means.rows()?;
     let model = AnalyticMixture::new(&means, &vec![variance; components], &vec![1.0; components])?;
-    let schedule = Ddpm::from_betas(reference.input("beta")?.values)?;
+    let schedule = Ddpm::from_betas(reference.input(&name("beta"))?.values)?;
     let steps = schedule.train_steps();
     let levels = (0..steps).rev().map(|t| schedule.level(t as f64));
     let grid = Grid::with_clean_end(levels.collect::<flows::Result<_>>()?)?;
 
-    let start = input(reference, "x_T")?;
+    let start = input(reference, &name("x_T"))?;
     // Noise and uniform numbers are stored by time, which runs down.
-    let mut noise = rows(&reference.input("z")?)?;
+    let mut noise = rows(&reference.input(&name("z"))?)?;
     noise.reverse();
-    let uniforms = input(reference, "u_select_cont")?;
+    let uniforms = input(reference, &name("u_select_cont"))?;
     let mut uniforms = uniforms.to_vec2::<f64>()?;
     uniforms.reverse();
     if noise.len() != steps || uniforms.len() != steps {
@@ -77,7 +85,7 @@ pub fn svdd(reference: &mut Reference) -> Result<()> {
         start: start.clone(),
         noise,
     };
-    let target = input(reference, "reward_target")?;
+    let target = input(reference, &name("reward_target"))?;
     let reward = |clean: &Sample| {
         let off = clean.x().broadcast_sub(&target)?.flatten_from(1)?;
         Ok(off.sqr()?.sum(1)?.neg()?)
@@ -93,7 +101,7 @@ pub fn svdd(reference: &mut Reference) -> Result<()> {
     let near = Tolerance::Absolute(1e-9);
     let history = out.history.unwrap_or_default();
     let states: Vec<Tensor> = history.iter().map(|s| s.x().clone()).collect();
-    reference.compare_tensor("cont_states", &Tensor::stack(&states, 0)?, near)?;
+    reference.compare_tensor(&name("cont_states"), &Tensor::stack(&states, 0)?, near)?;
     let mut values = out.values.concat();
     if m == 1 {
         // A single candidate is not valued on the way.
@@ -101,14 +109,14 @@ pub fn svdd(reference: &mut Reference) -> Result<()> {
             values.extend(value.value(state, done)?.to_vec1::<f64>()?);
         }
     }
-    reference.compare("cont_values", &values, near)?;
+    reference.compare(&name("cont_values"), &values, near)?;
     let index: Vec<f64> = out
         .selected_index
         .concat()
         .into_iter()
         .map(f64::from)
         .collect();
-    Ok(reference.compare("cont_index", &index, Tolerance::Mismatches(0))?)
+    Ok(reference.compare(&name("cont_index"), &index, Tolerance::Mismatches(0))?)
 }
 
 /// Names what belongs to masked diffusion: for builds without the crate that computes it.
@@ -118,8 +126,9 @@ pub fn svdd(reference: &mut Reference) -> Result<()> {
 pub fn svdd_without_tokens(reference: &mut Reference) -> Result<()> {
     let starts = ["mc_", "pm_", "conv_", "value_", "reward_lin", "reward_pair"];
     for name in reference.names() {
-        let discrete = starts.iter().any(|s| name.starts_with(s));
-        if discrete || name == "u_gumbel" || name == "u_select" {
+        let part = name.rsplit('.').next().unwrap_or(&name);
+        let discrete = starts.iter().any(|s| part.starts_with(s));
+        if discrete || part == "u_gumbel" || part == "u_select" {
             reference.uncovered(&name, "masked diffusion, of thalweg-sequence-design")?;
         }
     }

@@ -47,6 +47,21 @@ proptest! {
         prop_assert!(distance(&rms.combine(&c, &u, None).unwrap().0, &d) < 1e-12);
     }
 
+    /// Passes over memory and the tensor operations that gradients need are the same rule.
+    #[test]
+    fn with_a_graph_it_is_the_same_rule(seed in 0u64..1000, w in 1.5f64..9.0, eta in 0.0f64..1.0, kind in 0..3) {
+        let (c, u) = (normal(seed, &[3, 2, 5], DType::F64), normal(seed + 1, &[3, 2, 5], DType::F64));
+        let running = normal(seed + 2, &[3, 2, 5], DType::F64);
+        let convention = [Convention::Paper, Convention::DiffusersNative, Convention::DiffusersOriginal][kind as usize];
+        let rule = Apg::new(w).eta(eta).norm_threshold(1.5).momentum(-0.4).convention(convention);
+        let tracked = candle_core::Var::from_tensor(&c).unwrap();
+        let (plain, sum) = rule.combine(&c, &u, Some(&running)).unwrap();
+        let (graph, other) = rule.combine(&tracked, &u, Some(&running)).unwrap();
+        prop_assert!(graph.track_op() && !plain.track_op());
+        prop_assert!(distance(&plain, &graph) < 1e-12);
+        prop_assert_eq!(bits(&sum), bits(&other));
+    }
+
     #[test]
     fn the_conventions_are_each_others(seed in 0u64..1000, w in 0.5f64..9.0) {
         let (c, u) = (normal(seed, &[2, 5], DType::F64), normal(seed + 1, &[2, 5], DType::F64));

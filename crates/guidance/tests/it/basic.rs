@@ -157,3 +157,32 @@ fn bad_rules_are_named() {
         "log-probability",
     );
 }
+
+/// The combinations as functions of tensors, for a loop of one's own.
+#[test]
+fn rules_combine_predictions_that_are_there() {
+    use thalweg_guidance::basic::rescale;
+    let (wanted, unwanted) = (
+        normal(1, &[2, 3, 4], DType::F64),
+        normal(2, &[2, 3, 4], DType::F64),
+    );
+    let guided = Cfg::new(3.0).combine(&wanted, &unwanted).unwrap();
+    let by_hand = ((&wanted * 3.0).unwrap() - (&unwanted * 2.0).unwrap()).unwrap();
+    assert!(distance(&guided, &by_hand) < 1e-12);
+    let spread = |x: &Tensor| {
+        let flat = x.flatten_from(1).unwrap();
+        values(&flat.var(1).unwrap().sqrt().unwrap())
+    };
+    let full = rescale(&guided, &wanted, 1.0).unwrap();
+    for (a, b) in spread(&full).iter().zip(spread(&wanted)) {
+        assert!((a - b).abs() < 1e-12);
+    }
+    assert_eq!(
+        bits(&rescale(&guided, &wanted, 0.0).unwrap()),
+        bits(&guided)
+    );
+
+    let other = normal(1, &[2, 4, 3], DType::F64);
+    assert!(Cfg::new(3.0).combine(&wanted, &other).is_err());
+    assert!(rescale(&wanted, &other, 0.5).is_err());
+}

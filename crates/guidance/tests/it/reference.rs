@@ -176,3 +176,53 @@ fn reno_with_other_cases() {
 fn ppap() {
     assert_passed(&FILES.verify("ppap", verify::ppap), |_| false);
 }
+
+/// Twice the batch with the same means, other experts, and a linear layer with fewer outputs.
+#[test]
+fn ppap_with_another_batch_and_other_experts() {
+    let change = |tensors: &mut BTreeMap<String, Array>,
+                  metadata: &mut BTreeMap<String, String>| {
+        let rows = [
+            "x0",
+            "noise",
+            "alpha_bar",
+            "xt",
+            "conv_out",
+            "eps",
+            "eps_guided",
+            "guidance_grad",
+            "label",
+            "kd_per_sample",
+            "student_logits",
+            "teacher_logits",
+        ];
+        for name in rows {
+            let raw = tensors.get_mut(name).unwrap();
+            raw.values.extend(raw.values.clone());
+            raw.shape[0] *= 2;
+        }
+        for name in ["lin_in", "lin_out", "lin_out_official_unmerged"] {
+            tensors.get_mut(name).unwrap().shorten(0, 1).unwrap();
+        }
+        let outputs = [("lin_bias", 0), ("lin_lora_b", 0), ("lin_weight", 0)];
+        let results = [("lin_out", 1), ("lin_out_official_unmerged", 1)];
+        for (name, axis) in outputs.into_iter().chain(results) {
+            tensors.get_mut(name).unwrap().shorten(axis, 2).unwrap();
+        }
+        metadata.insert("n_experts".into(), "3".into());
+        metadata.insert("num_timesteps".into(), "600".into());
+        let routes = [
+            ("expert_t", [0, 199, 200, 201, 400, 599]),
+            ("expert_index", [0, 0, 1, 1, 2, 2]),
+            ("expert_index_official", [0, 0, 0, 1, 1, 2]),
+        ];
+        for (name, values) in routes {
+            let raw = tensors.get_mut(name).unwrap();
+            raw.values = values.iter().map(|v| f64::from(*v)).collect();
+            raw.shape = vec![values.len()];
+        }
+    };
+    assert_passed(&FILES.verify_variant("ppap", change, verify::ppap), |_| {
+        false
+    });
+}

@@ -77,8 +77,32 @@ impl EncoderLayer {
     }
 }
 
+fn uniform(bound: f64) -> Init {
+    Init::Uniform {
+        lo: -bound,
+        up: bound,
+    }
+}
+
+/// A linear layer whose weights are uniform within a bound.
+fn dense(
+    (inputs, outputs): (usize, usize),
+    bound: f64,
+    bias: Init,
+    vb: VarBuilder,
+) -> Result<Linear> {
+    let weight = vb.get_with_hints((outputs, inputs), "weight", uniform(bound))?;
+    Ok(Linear::new(
+        weight,
+        Some(vb.get_with_hints(outputs, "bias", bias)?),
+    ))
+}
+
 /// A small BERT of one's own over soft tokens, mean over the positions. With random weights it is a
-/// random feature map; it can be trained like any network.
+/// random feature map; it can be trained like any network. The layers begin with the values of
+/// PyTorch's `TransformerEncoderLayer`, tokens with those of its `Embedding` and positions with BERT's.
+/// Of a random feature map the scales are all there is: wider weights make it rougher, and positions as
+/// wide as tokens drown them.
 pub struct KmerTransformer {
     embed: Linear,
     positions: Tensor,
@@ -98,27 +122,30 @@ impl KmerTransformer {
         let mut layers = vec![];
         for k in 0..config.layers {
             let vb = vb.pp("layers").pp(k);
-            let square = |name: &str| linear(w, w, vb.pp(name));
             let norm = |name: &str| layer_norm(w, LayerNormConfig::default(), vb.pp(name));
+            // One matrix makes all three, as far as Glorot's bound is concerned.
+            let glorot = (6.0 / (4 * w) as f64).sqrt();
+            let square = |name: &str, bound| dense((w, w), bound, Init::Const(0.0), vb.pp(name));
+            let fed = |name: &str, inputs: usize, outputs| {
+                let bound = 1.0 / (inputs as f64).sqrt();
+                dense((inputs, outputs), bound, uniform(bound), vb.pp(name))
+            };
             layers.push(EncoderLayer {
-                query: square("query")?,
-                key: square("key")?,
-                value: square("value")?,
-                out: square("out")?,
+                query: square("query", glorot)?,
+                key: square("key", glorot)?,
+                value: square("value", glorot)?,
+                out: square("out", 1.0 / (w as f64).sqrt())?,
                 first: norm("norm.0")?,
-                up: linear(w, config.feed, vb.pp("up"))?.with_activation(Activation::Gelu),
-                down: linear(config.feed, w, vb.pp("down"))?,
+                up: fed("up", w, config.feed)?.with_activation(Activation::Gelu),
+                down: fed("down", config.feed, w)?,
                 second: norm("norm.1")?,
             });
         }
-        let init = Init::Randn {
-            mean: 0.0,
-            stdev: 1.0,
-        };
-        let embed = vb.get_with_hints((w, config.alphabet), "embed", init)?;
+        let normal = |stdev| Init::Randn { mean: 0.0, stdev };
+        let embed = vb.get_with_hints((w, config.alphabet), "embed", normal(1.0))?;
         Ok(Self {
             embed: Linear::new(embed, None),
-            positions: vb.get_with_hints((config.tokens, w), "positions", init)?,
+            positions: vb.get_with_hints((config.tokens, w), "positions", normal(0.02))?,
             layers,
             heads: config.heads,
             place: (vb.dtype(), vb.device().clone()),

@@ -78,7 +78,7 @@ pub use drakes::{
 pub use model::{one_hot, ClassifierFree, DiscreteDenoiser, MaskedDiffusion, Nll};
 pub use networks::{CnnConfig, CnnDenoiser, TransformerConfig, TransformerDenoiser};
 
-pub(crate) use sample::{filled, next_tokens, Candidate};
+pub(crate) use sample::{exponential, filled, log_or_never, next_tokens, Candidate};
 pub use sample::{SampleConfig, Sampled};
 pub use schedule::{NoiseSchedule, Step};
 pub use trajectory::{KlForm, Relaxation};

@@ -107,7 +107,7 @@ fn draw(logits: &[f64], step: &Step, uniforms: &[f64]) -> u32 {
 }
 
 /// `-log u`, guarded at both ends.
-pub(super) fn exponential(u: f64) -> f64 {
+pub(crate) fn exponential(u: f64) -> f64 {
     (TINY - (u + TINY).ln()).max(1e-30)
 }
 
@@ -367,7 +367,7 @@ pub(super) fn row_streams(rng: &RandomStream, rows: usize) -> Vec<RandomStream> 
 }
 
 /// `log(0)` in the place of impossible tokens, as everywhere here.
-pub(super) fn log_or_never(x: f64) -> f64 {
+pub(crate) fn log_or_never(x: f64) -> f64 {
     match x > 0.0 {
         true => x.ln(),
         false => NEVER,

@@ -117,9 +117,9 @@ fn case(reference: &mut Reference, prefix: &str) -> Result<()> {
         let (linear, neighbors) = reward_parts(x, &lin, &pair)?;
         Ok((linear.tanh()? + neighbors.affine(0.25, 0.0)?)?)
     };
-    let temp = reference.text("copy_flag_temp")?.trim();
-    let copy_flag_temp = match temp {
-        "None" | "none" | "null" => None,
+    let temp = reference.metadata().get("copy_flag_temp");
+    let copy_flag_temp = match temp.map(|t| t.trim()) {
+        None | Some("None" | "none" | "null") => None,
         _ => Some(reference.number("copy_flag_temp")?),
     };
     // The authors round that sigmoid to f32.

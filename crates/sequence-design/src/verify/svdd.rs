@@ -53,15 +53,24 @@ impl ReverseKernel for Given<'_> {
     }
 }
 
-/// Checks both runs over tokens, greedy and at the file's temperature.
+/// Checks both runs over tokens of every case (a prefix before `u_gumbel`), greedy and at the file's
+/// temperature.
 ///
 /// # Errors
 /// An error when the file lacks an input; a difference is a failed comparison instead.
 pub fn svdd(reference: &mut Reference) -> Result<()> {
-    let net = Convolution::read(reference, "conv_weight", "conv_bias")?;
+    for prefix in reference.cases("u_gumbel") {
+        case(reference, &prefix)?;
+    }
+    Ok(())
+}
+
+fn case(reference: &mut Reference, prefix: &str) -> Result<()> {
+    let name = |part: &str| format!("{prefix}{part}");
+    let net = Convolution::read(reference, &name("conv_weight"), &name("conv_bias"))?;
     let model = model(reference, net)?;
     let mut input =
-        |name: &str| -> Result<Tensor> { Ok(reference.input(name)?.tensor(DType::F64)?) };
+        |part: &str| -> Result<Tensor> { Ok(reference.input(&name(part))?.tensor(DType::F64)?) };
     let (lin, pair) = (input("reward_lin")?, input("reward_pair")?);
     let (value_lin, value_bias) = (input("value_lin")?, input("value_bias")?);
     let vocab = model.vocab;
@@ -81,9 +90,9 @@ pub fn svdd(reference: &mut Reference) -> Result<()> {
             parts.map_err(|e| guidance::Error::from(candle_core::Error::wrap(e)))?;
         Ok((linear + neighbors)?)
     };
-    let uniforms = reference.input("u_gumbel")?;
-    let select = reference.input("u_select")?;
-    for (run, name) in ["mc", "pm"].into_iter().enumerate() {
+    let uniforms = reference.input(&name("u_gumbel"))?;
+    let select = reference.input(&name("u_select"))?;
+    for (run, kind) in ["mc", "pm"].into_iter().enumerate() {
         let uniforms = uniforms.row(run)?;
         let [steps, m, b, l, _] = uniforms.shape[..] else {
             return Err(reference
@@ -110,7 +119,14 @@ pub fn svdd(reference: &mut Reference) -> Result<()> {
                 .given_uniforms(Clone::clone(&select))
                 .record(true)
                 .sample(b, &RandomStream::new(0))?;
-            compare(reference, (name, tempered), &model, &kernel, value, out)?;
+            compare(
+                reference,
+                (&name(kind), tempered),
+                &model,
+                &kernel,
+                value,
+                out,
+            )?;
         }
     }
     Ok(())

@@ -6,5 +6,6 @@ extern crate thalweg_sequence_design as sequence_design;
 mod bib;
 mod drakes;
 mod gflownet;
+mod sequences;
 mod support;
 mod svdd;

@@ -45,7 +45,7 @@ impl Scenario for SparseOt {
             krate: "convex",
             module: "transport",
             tags: &["transport", "routing", "sparsity"],
-            version: 1,
+            version: 2,
             summary: "Two clouds of 40 normal points in the plane, the second moved by 0.5, squared distances over \
                       their largest, gamma 2, semi-dual with L-BFGS; Sinkhorn with its gamma tuned for cost. Beside \
                       it, 256 tokens with random logits and a random popularity of 8 experts are routed with room \

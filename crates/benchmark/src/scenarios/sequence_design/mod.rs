@@ -4,5 +4,7 @@ pub(super) mod bib;
 mod data;
 pub(super) mod drakes;
 pub(super) mod op_gfn;
+mod pictures;
 mod regulatory;
 pub(super) mod svdd;
+mod tilted;

@@ -1,20 +1,19 @@
 //! Synthetic regulatory DNA, a masked-diffusion model of it, and oracles of its activity: what the
 //! scenarios of fine-tuning and of decoding share.
 
-use crate::scenario::{Picture, PictureFormat, TrialContext};
+use super::pictures::{logos, mirrored, sites};
+use crate::scenario::{Picture, TrialContext};
 use crate::scenarios::training::scalar;
 use crate::Result;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{Conv1dConfig, Optimizer, VarBuilder};
 use nn::activation::Activation;
-use nn::conv::{conv1d, Conv1d};
-use nn::init::SeededVars;
-use nn::linear::{linear, Linear};
+use nn::conv::Conv1d;
+use nn::init::{Initializer, SeededVars};
+use nn::linear::Linear;
 use nn::norm::{layer_norm, LayerNorm, LayerNormConfig};
 use optim::{AdamW, AdamWConfig, ParamGroup};
 use sequence_design::masked_diffusion::{one_hot, DiscreteDenoiser, MaskedDiffusion};
-use std::collections::HashMap;
-use std::fmt::Write;
 use tensor_core::autograd::grad_check;
 use tensor_core::random::RandomStream;
 
@@ -163,12 +162,36 @@ pub struct Denoiser {
     last: Linear,
 }
 
-fn padded(kernel: usize, dilation: usize) -> Conv1dConfig {
-    Conv1dConfig {
+/// A convolution that keeps the length, with PyTorch's initial values: the scale of the weights is
+/// part of the experiment.
+fn conv(
+    (inputs, outputs): (usize, usize),
+    kernel: usize,
+    dilation: usize,
+    vb: VarBuilder,
+) -> Result<Conv1d> {
+    let shape = [outputs, inputs, kernel];
+    let weight = Initializer::torch_linear().hint(&shape)?;
+    let bias = Initializer::torch_bias(inputs * kernel).hint(&[outputs])?;
+    let config = Conv1dConfig {
         padding: dilation * (kernel / 2),
         dilation,
         ..Conv1dConfig::default()
-    }
+    };
+    let weight = vb.get_with_hints(&shape, "weight", weight)?;
+    let bias = vb.get_with_hints(outputs, "bias", bias)?;
+    Ok(Conv1d::new(weight, Some(bias), config))
+}
+
+/// A linear layer with PyTorch's initial values.
+fn linear(inputs: usize, outputs: usize, vb: VarBuilder) -> Result<Linear> {
+    let shape = [outputs, inputs];
+    let weight = vb.get_with_hints(&shape, "weight", Initializer::torch_linear().hint(&shape)?)?;
+    let bias = Initializer::torch_bias(inputs).hint(&[outputs])?;
+    Ok(Linear::new(
+        weight,
+        Some(vb.get_with_hints(outputs, "bias", bias)?),
+    ))
 }
 
 fn swapped(x: &Tensor) -> candle_core::Result<Tensor> {
@@ -183,10 +206,10 @@ impl Denoiser {
         for dilation in [1, 2] {
             let vb = vb.pp("blocks").pp(dilation);
             let norm = layer_norm(WIDTH, LayerNormConfig::default(), vb.pp("norm"))?;
-            let conv = conv1d(WIDTH, WIDTH, 7, padded(7, dilation), vb.pp("conv"))?;
+            let conv = conv((WIDTH, WIDTH), 7, dilation, vb.pp("conv"))?;
             blocks.push((norm, conv.with_activation(relu)));
         }
-        let first = conv1d(5, WIDTH, 7, padded(7, 1), vb.pp("first"))?;
+        let first = conv((5, WIDTH), 7, 1, vb.pp("first"))?;
         Ok(Self {
             first: first.with_activation(relu),
             blocks,
@@ -216,8 +239,8 @@ impl Oracle {
     /// From variables of the builder.
     pub fn new(vb: VarBuilder) -> Result<Self> {
         const WIDTH: usize = 32;
-        let first = conv1d(4, WIDTH, 9, padded(9, 1), vb.pp("conv.0"))?;
-        let second = conv1d(WIDTH, WIDTH, 5, padded(5, 1), vb.pp("conv.1"))?;
+        let first = conv((4, WIDTH), 9, 1, vb.pp("conv.0"))?;
+        let second = conv((WIDTH, WIDTH), 5, 1, vb.pp("conv.1"))?;
         Ok(Self {
             convs: [first, second].map(|c| c.with_activation(Activation::Gelu)),
             head: linear(2 * WIDTH, 1, vb.pp("head"))?,
@@ -306,53 +329,22 @@ pub fn oracles(trial: &TrialContext, data: &Regulatory) -> Result<[Oracle; 2]> {
     Ok([one(0)?, one(1)?])
 }
 
-/// How often each triplet of letters stands in sequences, as a picture beside those of the data's
-/// best: a bar upwards for the samples, downwards for the best.
-pub fn triplet_picture(caption: &str, samples: &[Vec<u32>], best: &[f64]) -> Picture {
-    let found = triplets(samples);
-    let largest = found.iter().chain(best).copied().fold(1e-9, f64::max);
-    let mut svg = String::from("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 196 84\">");
-    for (k, (up, down)) in found.iter().zip(best).enumerate() {
-        let x = 2 + 3 * k;
-        let (up, down) = (40.0 * up / largest, 40.0 * down / largest);
-        // Writing to a string cannot fail.
-        let _ = write!(
-            svg,
-            "<rect x=\"{x}\" y=\"{:.2}\" width=\"2\" height=\"{up:.2}\" fill=\"#4477aa\"/>\
-             <rect x=\"{x}\" y=\"42\" width=\"2\" height=\"{down:.2}\" fill=\"#999933\"/>",
-            42.0 - up
-        );
-    }
-    svg.push_str("</svg>");
-    Picture {
-        caption: caption.to_string(),
-        format: PictureFormat::Svg,
-        bytes: svg.into_bytes(),
-    }
+/// How often each triplet of letters stands in sequences (up) and in the data's best (down).
+pub fn triplet_picture(samples: &[Vec<u32>], best: &[f64]) -> Picture {
+    let caption = "triplets of samples (up) and of the best data (down)";
+    mirrored(caption, &triplets(samples), best)
 }
 
-/// The most frequent 6-letter words of sequences: what motifs look like.
-pub fn words(caption: &str, sequences: &[Vec<u32>]) -> Picture {
-    let mut counts: HashMap<&[u32], usize> = HashMap::new();
-    for sequence in sequences {
-        sequence
-            .windows(6)
-            .for_each(|w| *counts.entry(w).or_default() += 1);
+/// Both motifs, as sequences have them before and after: of each sequence the place that is most
+/// like the motif.
+pub fn motif_logos(before: &[Vec<u32>], after: &[Vec<u32>]) -> Picture {
+    let mut rows = vec![];
+    for motif in MOTIFS {
+        for (when, sequences) in [("before", before), ("after", after)] {
+            rows.push((when.to_string(), sites(sequences, motif)));
+        }
     }
-    let mut order: Vec<(&[u32], usize)> = counts.into_iter().collect();
-    order.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
-    let letters = |w: &[u32]| -> String {
-        w.iter()
-            .map(|c| ['A', 'C', 'G', 'T'][*c as usize])
-            .collect()
-    };
-    let lines = order
-        .iter()
-        .take(12)
-        .map(|(w, n)| format!("{}  {n}\n", letters(w)));
-    Picture {
-        caption: caption.to_string(),
-        format: PictureFormat::Text,
-        bytes: lines.collect::<String>().into_bytes(),
-    }
+    let caption =
+        "GATAAG, then TGACTCA: the place of each sample that is most like it, before and after";
+    logos(caption, &rows)
 }

@@ -1,8 +1,10 @@
 //! SVDD over tokens: samples are steered by a reward at decoding, without training the generator.
 
+use super::pictures::words;
 use super::regulatory::{
-    denoiser, distinct, oracles, pretrain, triplet_picture, words, Oracle, Regulatory, LENGTH,
+    denoiser, distinct, motif_logos, oracles, pretrain, triplet_picture, Oracle, Regulatory, LENGTH,
 };
+use super::tilted;
 use crate::scenario::{
     metric, Arm, Better, Claim, Data, Definition, Metric, Paper, Role, Scenario, Setting,
     TrialContext, TrialOutcome,
@@ -33,10 +35,12 @@ impl Scenario for SvddScenario {
             krate: "sequence-design",
             module: "svdd",
             tags: &["sequence", "diffusion", "reward"],
-            version: 1,
+            version: 2,
             summary: "Synthetic regulatory DNA and the denoiser and oracles of DRAKES' experiment, steered by the first \
                       oracle in 16 steps, 128 samples. Posterior-mean values (PM) and a value network trained on 60 \
-                      roll-outs of 64 (MC), ten candidates, greedy; against the best of ten samples a slot.",
+                      roll-outs of 64 (MC), ten candidates, greedy; against the best of ten samples a slot. \
+                      Exactness: a model of 3 tokens at 2 positions in 3 steps with its exact soft values, 20,000 \
+                      samples, against the tilted law.",
             notes: "Rewards are in standard deviations of the data; true activity is known because the data are generated.",
             data: Data { embedded: "regulatory-dna", real: None },
             arms: vec![
@@ -46,12 +50,17 @@ impl Scenario for SvddScenario {
                 Arm::new("pm", "SVDD-PM, M = 10", Role::Method).fixed(&[("m", 10.0), ("alpha", 0.0)]),
                 Arm::new("pm-5", "SVDD-PM, M = 5", Role::Variant).fixed(&[("m", 5.0), ("alpha", 0.0)]),
                 Arm::new("pm-soft", "SVDD-PM, alpha = 0.3", Role::Variant).fixed(&[("m", 10.0), ("alpha", 0.3)]),
+                Arm::new("exact", "exact values, tiny model", Role::Diagnostic),
             ],
             metrics: vec![
                 Metric { name: "reward", label: "mean of the steering oracle", better: Better::Higher },
                 Metric { name: "judged", label: "mean of the other oracle", better: Better::Higher },
                 Metric { name: "activity", label: "mean true activity", better: Better::Higher },
                 Metric { name: "distinct", label: "share of distinct samples", better: Better::Higher },
+                Metric { name: "tv", label: "total variation from the tilted law, M = 64", better: Better::Lower },
+                Metric { name: "tv_16", label: "the same, M = 16", better: Better::Lower },
+                Metric { name: "tv_4", label: "the same, M = 4", better: Better::Lower },
+                Metric { name: "tv_1", label: "the same, M = 1", better: Better::Lower },
             ],
             claims: vec![
                 Claim::every_seed(
@@ -101,12 +110,35 @@ impl Scenario for SvddScenario {
                     "and of MC's",
                     metric("mc", "distinct").at_least(0.95),
                 ),
+                Claim::every_seed(
+                    "tilted",
+                    "with exact values and 64 candidates the samples follow the tilted law to 0.03",
+                    metric("exact", "tv").below(0.03),
+                ),
+                Claim::every_seed(
+                    "tilted-4",
+                    "4 candidates are nearer to it than 1",
+                    metric("exact", "tv_4").below(metric("exact", "tv_1")),
+                ),
+                Claim::every_seed(
+                    "tilted-16",
+                    "16 nearer than 4",
+                    metric("exact", "tv_16").below(metric("exact", "tv_4")),
+                ),
+                Claim::every_seed(
+                    "tilted-64",
+                    "and 64 nearer than 16",
+                    metric("exact", "tv").below(metric("exact", "tv_16")),
+                ),
             ],
             full: None,
         }
     }
 
     fn run(&self, arm: &Arm, setting: &Setting, trial: &TrialContext) -> Result<TrialOutcome> {
+        if arm.name == "exact" {
+            return tilted::run(trial);
+        }
         let data = Regulatory::new(&mut trial.stream("data"))?;
         let (vars, model) = denoiser(trial)?;
         pretrain(trial, &data, &vars, &model)?;
@@ -147,6 +179,7 @@ impl Scenario for SvddScenario {
             }
         };
         let samples = found.sequences();
+        let before = sample(&kernel, SAMPLES, &rng)?.sequences();
         let activity = samples.iter().map(|s| data.activity(s)).sum::<f64>() / SAMPLES as f64;
         let best = data.best_triplets();
         Ok(TrialOutcome::default()
@@ -154,11 +187,8 @@ impl Scenario for SvddScenario {
             .metric("judged", judge.mean(&samples, &trial.device)?)
             .metric("activity", activity)
             .metric("distinct", distinct(&samples) as f64 / SAMPLES as f64)
-            .picture(triplet_picture(
-                "triplets of samples (up) and of the best data (down)",
-                &samples,
-                &best,
-            ))
+            .picture(motif_logos(&before, &samples))
+            .picture(triplet_picture(&samples, &best))
             .picture(words("most frequent words of six letters", &samples)))
     }
 }

@@ -1,13 +1,10 @@
 //! From the iterates to a model: the projection on the cones, the objective, a lower bound.
 
 use super::{columns, gate, AdmmRun};
-use crate::block_cd::{
-    BlockCd, BlockCdConfig, Columns, LeastSquares, Penalty, Select, SmoothObjective, Update,
-};
 use crate::linalg::dot;
 use crate::relu::model::{group_norms, outputs_and_slack, violation};
+use crate::relu::projection::onto_cones;
 use crate::relu::{ConvexLoss, ConvexReluModel};
-use crate::{RandomStream, Result};
 use faer::Mat;
 
 impl AdmmRun {
@@ -38,17 +35,14 @@ impl AdmmRun {
     }
 
     /// The model at this point, its units projected on their cones.
-    ///
-    /// # Errors
-    /// Those of the projection.
-    pub fn model(&self) -> Result<ConvexReluModel> {
+    pub fn model(&self) -> ConvexReluModel {
         let mut v = self.v.clone();
         let mut w = v.split_off(v.len() / 2);
-        self.project(&mut v)?;
-        self.project(&mut w)?;
+        onto_cones(&self.data.x, &self.patterns, &mut v);
+        onto_cones(&self.data.x, &self.patterns, &mut w);
         let objective = self.objective(&v, &w);
         let bound = self.lower_bound(&v, &w);
-        Ok(ConvexReluModel {
+        ConvexReluModel {
             patterns: self.patterns.clone(),
             gap: bound.map_or(f64::INFINITY, |b| objective - b),
             violation: self.violated(&v, &w),
@@ -57,39 +51,7 @@ impl AdmmRun {
             w,
             iterations: self.iterations,
             converged: self.met(self.config.tol),
-        })
-    }
-
-    /// Each unit to the nearest point of its cone: `v + A'q` with `q >= 0` of least `|v + A'q|`.
-    fn project(&self, units: &mut [f64]) -> Result<()> {
-        let (n, d) = (self.gates.n, self.data.x.ncols());
-        let solver = BlockCd::new(BlockCdConfig {
-            penalty: Penalty::NonNegative { l1: 0.0 },
-            select: Select::ProxGsq,
-            update: Update::TwoMetric,
-            block_size: n,
-            tol: 1e-12,
-            max_iter: 200,
-            ..BlockCdConfig::default()
-        })?;
-        for (i, unit) in units.chunks_mut(d).enumerate() {
-            let (signs, _) = self.gates.of(i);
-            let score = |k: usize| -> f64 { (0..d).map(|j| self.data.x[(k, j)] * unit[j]).sum() };
-            if (0..n).all(|k| signs[k] * score(k) >= 0.0) {
-                continue;
-            }
-            let cone: Vec<f64> = (0..d * n)
-                .map(|e| signs[e % n] * self.data.x[(e % n, e / n)])
-                .collect();
-            let target: Vec<f64> = unit.iter().map(|x| -x).collect();
-            let mut nearest = LeastSquares::new(Columns::from_slice(d, n, &cone)?, &target)?;
-            let report = solver.solve(&mut nearest, &vec![0.0; n], &mut RandomStream::new(0))?;
-            nearest.reset(&report.x);
-            for (j, x) in unit.iter_mut().enumerate() {
-                *x += dot(&cone[j * n..(j + 1) * n], &report.x);
-            }
         }
-        Ok(())
     }
 
     /// A bound of the optimum by the dual problem, at the residual and the cones' multipliers scaled

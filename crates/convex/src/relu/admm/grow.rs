@@ -89,7 +89,7 @@ impl AdmmRelu {
         let mut history = vec![];
         loop {
             run.finish()?;
-            let model = run.model()?;
+            let model = run.model();
             history.push((run.patterns.len(), model.objective));
             let found = run.search(&model, grow, stream);
             let excess = found.first().map_or(0.0, |f| f.0) / self.config.beta - 1.0;
@@ -222,6 +222,7 @@ impl AdmmState {
             lambda: sides(&self.lambda, d),
             s: rows(&self.s),
             nu: rows(&self.nu),
+            rho: self.rho,
             iterations: self.iterations,
         }
     }

@@ -46,10 +46,14 @@ pub struct AdmmConfig {
     pub loss: ConvexLoss,
     /// Weight of the group norms; half of it is the network's weight decay.
     pub beta: f64,
-    /// Penalty of the splitting. It acts on the scale of `X`.
+    /// Penalty of the splitting, at the start with [`balance`](Self::balance). It acts on the scale of
+    /// `X`.
     pub rho: f64,
     /// The multipliers move by `gamma_a / rho`; at most about 1.6 times `rho`.
     pub gamma_a: f64,
+    /// Whether `rho`, and `gamma_a` with it, are raised where the iterates are far from feasible and
+    /// lowered where they are far from optimal, at ever rarer steps. The paper leaves them alone.
+    pub balance: bool,
     /// Most steps.
     pub max_iter: usize,
     /// Relative residual at which it stops.
@@ -67,6 +71,7 @@ impl Default for AdmmConfig {
             beta: 1e-4,
             rho: 0.1,
             gamma_a: 0.1,
+            balance: false,
             max_iter: 4000,
             tol: 1e-6,
             primal: Primal::Woodbury,
@@ -128,6 +133,8 @@ pub struct AdmmState {
     pub lambda: Vec<f64>,
     /// Scaled multipliers of `G u = s`.
     pub nu: Vec<f64>,
+    /// The penalty, which changes with [`AdmmConfig::balance`].
+    pub rho: f64,
     /// Steps done.
     pub iterations: usize,
 }
@@ -150,7 +157,7 @@ impl AdmmRelu {
     pub fn fit(&self, x: &Tensor, y: &Tensor, patterns: &Patterns) -> Result<ConvexReluModel> {
         let mut run = self.start(x, y, patterns)?;
         run.finish()?;
-        run.model()
+        Ok(run.model())
     }
 
     /// A model for each weight of the group norms, from one run: each starts where the last one ended,
@@ -172,7 +179,7 @@ impl AdmmRelu {
             run.config.beta = *beta;
             run.iterations = 0;
             run.finish()?;
-            run.model()
+            Ok(run.model())
         };
         betas.iter().map(at).collect()
     }
@@ -303,7 +310,7 @@ impl AdmmRun {
         self.update(correction.as_deref());
         self.iterations += 1;
         match self.residuals.iter().find(|r| !r.is_finite()) {
-            None => Ok(()),
+            None => self.rebalance(),
             Some(&value) => Err(Error::NonFinite {
                 what: "the residuals",
                 position: self.iterations,
@@ -312,13 +319,48 @@ impl AdmmRun {
         }
     }
 
-    /// Whether all residuals are small beside the iterates.
-    fn met(&self, tol: f64) -> bool {
+    /// Primal and dual residual, relative to the iterates.
+    fn relative(&self) -> [f64; 2] {
         let norm = crate::linalg::norm;
         let scale = 1.0 + norm(&self.u).max(norm(&self.scores));
         let dual = 1.0 + self.config.rho * norm(&self.lambda).max(norm(&self.nu));
         let [a, b, c, d] = self.residuals;
-        a.max(b) <= tol * scale && self.config.rho * c.max(d) <= tol * dual
+        [a.max(b) / scale, self.config.rho * c.max(d) / dual]
+    }
+
+    /// Whether both are small.
+    fn met(&self, tol: f64) -> bool {
+        self.relative().iter().all(|r| *r <= tol)
+    }
+
+    /// Another penalty where one residual is far above the other.
+    fn rebalance(&mut self) -> Result<()> {
+        const FIRST: usize = 16;
+        const FAR: f64 = 4.0;
+        let due = self.iterations.is_power_of_two() || self.iterations.is_multiple_of(500);
+        if !self.config.balance || !due || self.iterations < FIRST {
+            return Ok(());
+        }
+        let [primal, dual] = self.relative();
+        let ratio = primal / dual;
+        if !ratio.is_finite() || (1.0 / FAR..FAR).contains(&ratio) {
+            return Ok(());
+        }
+        self.set_penalty(self.config.rho * ratio.sqrt().clamp(0.1, 10.0))
+    }
+
+    /// Changes the penalty and all that is scaled by it.
+    fn set_penalty(&mut self, rho: f64) -> Result<()> {
+        if rho == self.config.rho {
+            return Ok(());
+        }
+        let change = rho / self.config.rho;
+        self.config.rho = rho;
+        self.config.gamma_a *= change;
+        let multipliers = self.lambda.iter_mut().chain(&mut self.nu);
+        multipliers.for_each(|x| *x /= change);
+        self.factor = Factor::new(&self.config, &self.data, &self.gates, self.gram.as_ref())?;
+        Ok(())
     }
 
     /// Everything that changes.
@@ -334,6 +376,7 @@ impl AdmmRun {
             s: rows(&self.s),
             lambda: self.lambda.clone(),
             nu: rows(&self.nu),
+            rho: self.config.rho,
             iterations: self.iterations,
         }
     }
@@ -350,6 +393,8 @@ impl AdmmRun {
         for (what, x) in [("s", &state.s), ("nu", &state.nu)] {
             check::length(what, x.len(), self.s.len())?;
         }
+        check::positive("AdmmState::rho", state.rho)?;
+        self.set_penalty(state.rho)?;
         let rows = |x: &[f64]| -> Vec<f64> {
             let at = |e: usize| {
                 let (k, c) = (e % n, e / n);

@@ -18,6 +18,9 @@
 //! | `r` | [`token_reward`] around a function of sequences; [`guidance::svdd::Cached`] and the others around it |
 //! | `v` | [`guidance::svdd::PosteriorMeanValue`], or [`guidance::svdd::LearnedValue`] on [`Tokens::padded`] |
 //!
+//! Where the reward can be differentiated, [`GradientKernel`] is what one would try first: guidance by
+//! its gradient, alone or with weights.
+//!
 //! The network's answer about a candidate is kept with it: the candidate that goes on needs no second
 //! one, and neither does a sequence that did not change (unless the network sees the noise level).
 //!
@@ -48,6 +51,10 @@
 //! assert!(sequences.iter().flatten().filter(|t| **t == 2).count() > 16);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+
+mod guided;
+
+pub use guided::{GradientKernel, Twisted, Weighed};
 
 use crate::masked_diffusion::{
     filled, next_tokens, one_hot, Candidate, DiscreteDenoiser, MaskedDiffusion, Step,
