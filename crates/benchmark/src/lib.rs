@@ -16,6 +16,7 @@
 //! | [`peers`] | the same operations in other packages |
 //! | [`methods`] | the table of methods in the documentation |
 //! | [`training_page`] | the page of whole training steps beside other packages |
+//! | `graph_scale` | the page of training time and memory against the size of a graph |
 //! | `graph_ssl` | the protocol that compares self-supervised methods on graphs |
 //! | [`cli`] | the command line of `thalweg-bench` |
 //!
@@ -25,6 +26,8 @@ pub mod cli;
 pub mod compare;
 mod error;
 pub mod export;
+#[cfg(feature = "graph-learning")]
+pub mod graph_scale;
 #[cfg(feature = "graph-learning")]
 pub mod graph_ssl;
 pub mod machine;

@@ -1,5 +1,6 @@
 //! Facts about the machine and the build, stored with every run.
 
+use anyhow::Context;
 use std::collections::BTreeMap;
 use std::fs;
 
@@ -33,6 +34,18 @@ pub fn facts(device: &str) -> BTreeMap<String, String> {
         add(variable, std::env::var(variable).ok());
     }
     facts
+}
+
+/// Resident bytes of this process: `VmRSS:` now, `VmHWM:` at most.
+///
+/// # Errors
+/// Where the system does not tell (it is Linux that does).
+pub(crate) fn resident_bytes(key: &str) -> anyhow::Result<f64> {
+    let status = fs::read_to_string("/proc/self/status").context("no /proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next());
+    let kilobytes: f64 = kilobytes.context("no such line")?.parse()?;
+    Ok(1024.0 * kilobytes)
 }
 
 /// The first value of `name` in a file of `name : value` lines, where the system has that file.

@@ -44,6 +44,9 @@ pub enum Command {
     /// Compare self-supervised methods on graphs: methods, regimes, stop rules, three tasks.
     #[cfg(feature = "graph-learning")]
     Graphfm(super::graphfm::GraphFmArgs),
+    /// Measure time and memory of training against the number of edges.
+    #[cfg(feature = "graph-learning")]
+    GraphScale(super::graph_scale::GraphScaleArgs),
 }
 
 /// Where results are.

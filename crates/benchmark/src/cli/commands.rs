@@ -2,6 +2,8 @@
 
 use super::args::{CompareArgs, ExportArgs, MethodsArgs, ReportArgs, RunArgs, VerifyArgs};
 use super::{CLAIM_FAILED, FAILURE, INTERRUPTED, SUCCESS};
+#[cfg(feature = "graph-learning")]
+use crate::graph_scale;
 use crate::registry::Registry;
 use crate::runner::{self, Options, Summary};
 use crate::scenario::DataSource;
@@ -311,6 +313,11 @@ pub(super) fn methods(registry: &Registry, args: &MethodsArgs, out: &mut dyn Wri
     if args.docs.join(training_page::PAGE).exists() {
         let rows = training_page::rows(&args.docs)?;
         pages.push((training_page::PAGE, training_page::markdown(&rows)));
+    }
+    #[cfg(feature = "graph-learning")]
+    if args.docs.join(graph_scale::ROWS).exists() {
+        let rows = graph_scale::rows(&args.docs)?;
+        pages.push((graph_scale::PAGE, graph_scale::markdown(&rows)));
     }
     for (name, text) in pages {
         let path = args.docs.join(name);

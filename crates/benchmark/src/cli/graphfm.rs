@@ -63,6 +63,9 @@ pub struct GraphFmArgs {
     /// Random settings tried for each method on validation data; 0 for the given ones.
     #[arg(long, default_value = "0")]
     pub trials: usize,
+    /// Folder of the report, whose next making shows the leaderboard.
+    #[arg(long, value_name = "DIR", default_value = "target/thalweg/report")]
+    pub report: PathBuf,
     /// Also write all rows to this JSON file.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -87,7 +90,10 @@ pub fn graphfm(args: &GraphFmArgs, out: &mut dyn Write) -> Result<()> {
         };
         rows.extend(run(name, &data, &plan, &mut done)?);
     }
-    writeln!(out, "{}", leaderboard(&rows))?;
+    let board = leaderboard(&rows);
+    writeln!(out, "{}", board.text())?;
+    let left = board.leave(&args.report, "graphfm")?;
+    writeln!(out, "For the next report: {}", left.display())?;
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&rows)?;
         std::fs::write(path, text).with_context(|| path.display().to_string())?;

@@ -4,6 +4,8 @@ mod args;
 mod commands;
 mod data;
 #[cfg(feature = "graph-learning")]
+mod graph_scale;
+#[cfg(feature = "graph-learning")]
 mod graphfm;
 mod logging;
 mod measure;
@@ -62,6 +64,8 @@ fn dispatch(cli: &Cli, registry: &Registry, out: &mut dyn Write) -> Result<u8> {
         Command::Export(args) => commands::export(registry, args, out),
         Command::Perf(args) => measure::perf(args, out).map(|()| SUCCESS),
         Command::Peers(args) => measure::peers(args, out).map(|()| SUCCESS),
+        #[cfg(feature = "graph-learning")]
+        Command::GraphScale(args) => graph_scale::graph_scale(args, out).map(|()| SUCCESS),
         #[cfg(feature = "graph-learning")]
         Command::Graphfm(args) => graphfm::graphfm(args, out).map(|()| SUCCESS),
     }

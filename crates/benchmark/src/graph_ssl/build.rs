@@ -154,7 +154,7 @@ impl SslMethod for Raw {
         Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?)
     }
 
-    fn embed(&self, _: &Graph, x: &Features) -> graph_learning::Result<Tensor> {
+    fn embed(&self, _: &Graph, x: &Features, _: Option<usize>) -> graph_learning::Result<Tensor> {
         x.to_dense(&Device::Cpu)
     }
 }
@@ -186,7 +186,12 @@ impl SslMethod for Untrained {
         Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?)
     }
 
-    fn embed(&self, graph: &Graph, x: &Features) -> graph_learning::Result<Tensor> {
-        Ok(self.encoder.forward(graph, x, None)?.detach())
+    fn embed(
+        &self,
+        graph: &Graph,
+        x: &Features,
+        batch: Option<usize>,
+    ) -> graph_learning::Result<Tensor> {
+        self.encoder.embed(graph, x, batch)
     }
 }

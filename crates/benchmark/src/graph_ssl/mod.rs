@@ -17,6 +17,7 @@ pub use tasks::{
 };
 pub use training::{train, Efficiency, Regime, StopRule, TrainConfig, Trained};
 
+use crate::report::Board;
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use graph_learning::io::NodeData;
@@ -110,10 +111,13 @@ pub fn run_cell(
         Ok((built, trained))
     };
     let (built, trained) = fit(data, "training")?;
-    let z = built.embed(&data.graph, &data.x)?;
+    let z = built.embed(&data.graph, &data.x, config.regime.embedded())?;
     let accuracy = node_classification(&z, data, &mut root.split("probe"))?.test_accuracy;
     let (nmi, ari) = cluster(&z, data, &mut root.split("clusters"))?;
-    let probe = LinkProbe::default();
+    let probe = LinkProbe {
+        embedded: config.regime.embedded(),
+        ..LinkProbe::default()
+    };
     let leaky = link_prediction(&*built, data, &links, &probe, &mut root.split("link probe"))?;
     let seen = NodeData {
         graph: links.train.message_graph.clone(),
@@ -187,8 +191,11 @@ pub fn run(
     Ok(rows)
 }
 
-/// Mean and standard deviation of each cell over its seeds, methods by accuracy: a table as text.
-pub fn leaderboard(rows: &[Row]) -> String {
+/// Data, regime, stop rule and method.
+type Cell = (String, String, String, String);
+
+/// Mean and standard deviation of each cell over its seeds, methods by accuracy.
+pub fn leaderboard(rows: &[Row]) -> Board {
     let key = |r: &Row| {
         (
             r.data.clone(),
@@ -197,7 +204,7 @@ pub fn leaderboard(rows: &[Row]) -> String {
             r.method.clone(),
         )
     };
-    let mut cells: Vec<(_, Vec<&Row>)> = Vec::new();
+    let mut cells: Vec<(Cell, Vec<&Row>)> = Vec::new();
     for row in rows {
         match cells.iter_mut().find(|(k, _)| *k == key(row)) {
             Some((_, list)) => list.push(row),
@@ -211,15 +218,13 @@ pub fn leaderboard(rows: &[Row]) -> String {
         (m, (squares / values.len() as f64).sqrt())
     };
     cells.sort_by(|a, b| {
-        let place = |c: &(_, Vec<&Row>)| mean(&c.1, &|r| r.accuracy).0;
+        let place = |c: &(Cell, Vec<&Row>)| mean(&c.1, &|r| r.accuracy).0;
         let ((d1, r1, s1, _), (d2, r2, s2, _)) = (&a.0, &b.0);
         (d1, r1, s1)
             .cmp(&(d2, r2, s2))
             .then(place(b).total_cmp(&place(a)))
     });
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header([
+    let columns = [
         "data",
         "regime",
         "stop",
@@ -233,13 +238,13 @@ pub fn leaderboard(rows: &[Row]) -> String {
         "s",
         "edges/s",
         "MB",
-    ]);
-    for ((data, regime, stop, method), list) in &cells {
+    ];
+    let line = |((data, regime, stop, method), list): &(Cell, Vec<&Row>)| {
         let both = |of: &dyn Fn(&Row) -> f64| {
             let (m, s) = mean(list, of);
             format!("{m:.3} ± {s:.3}")
         };
-        table.add_row([
+        vec![
             data.clone(),
             regime.clone(),
             stop.clone(),
@@ -256,7 +261,15 @@ pub fn leaderboard(rows: &[Row]) -> String {
                 "{:.1}",
                 mean(list, &|r| r.efficiency.peak_bytes() as f64).0 / 1e6
             ),
-        ]);
+        ]
+    };
+    Board {
+        title: "Self-supervised methods on graphs".into(),
+        caption: "Means and standard deviations over seeds, methods by accuracy. AUC and AP are of links that \
+                  the encoder never saw; the leaky AUC is of an encoder that did. Seconds, edges per second and \
+                  megabytes are those of training."
+            .into(),
+        columns: columns.map(String::from).to_vec(),
+        rows: cells.iter().map(line).collect(),
     }
-    table.to_string()
 }

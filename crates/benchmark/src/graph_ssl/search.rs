@@ -75,7 +75,8 @@ pub fn search(
         let place = (DType::F32, &Device::Cpu);
         let mut built = build(method, inputs, width, config.epochs, &vars, place)?;
         train(&mut *built, data, &links, &config, rng, &mut |_, _| Ok(()))?;
-        let z = embedding_for_probe(&built.embed(&data.graph, &data.x)?)?;
+        let z =
+            embedding_for_probe(&built.embed(&data.graph, &data.x, config.regime.embedded())?)?;
         let val_accuracy = probe(&z, data, 0.0, rng)?.val_accuracy;
         if best.is_none_or(|b| val_accuracy > b.val_accuracy) {
             best = Some(Best {

@@ -113,6 +113,8 @@ pub struct LinkProbe {
     pub epochs: usize,
     /// Looks at the validation links happen every so many passes.
     pub val_every: usize,
+    /// Nodes that are embedded at a time; all for `None`.
+    pub embedded: Option<usize>,
 }
 
 impl Default for LinkProbe {
@@ -124,6 +126,7 @@ impl Default for LinkProbe {
             wd: 1e-5,
             epochs: 60,
             val_every: 10,
+            embedded: None,
         }
     }
 }
@@ -188,7 +191,7 @@ pub fn link_prediction(
     let (test, known) = pairs(&links.test);
     let scores = match method.link_scorer() {
         LinkScorer::Dot => {
-            let z = method.embed(&data.graph, &data.x)?;
+            let z = method.embed(&data.graph, &data.x, config.embedded)?;
             numbers(&sigmoid(&products(&z, &test)?.sum(1)?)?)?
         }
         LinkScorer::CrossLayer => {
@@ -196,7 +199,7 @@ pub fn link_prediction(
             numbers(&own.ok_or_else(|| Error::Trial("the method scores no links".into()))?)?
         }
         LinkScorer::Mlp => {
-            let z = method.embed(&data.graph, &data.x)?;
+            let z = method.embed(&data.graph, &data.x, config.embedded)?;
             trained_scores(&z, links, &test, config, rng)?
         }
     };

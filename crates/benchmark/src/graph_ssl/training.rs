@@ -3,8 +3,6 @@
 use super::tasks::{dot_auc, embedding_for_probe, kmeans_labels, probe};
 use crate::scenarios::training::scalar;
 use crate::{Error, Result};
-use candle_core::backprop::GradStore;
-use candle_core::Var;
 use candle_nn::Optimizer;
 use graph_learning::io::NodeData;
 use graph_learning::metrics::normalized_mutual_information;
@@ -14,10 +12,10 @@ use graph_learning::split::LinkSplit;
 use graph_learning::ssl::{GraphView, SslMethod};
 use graph_learning::Graph;
 use optim::local::held_bytes;
+use optim::transform::clip_grad_norm;
 use optim::{AdamW, AdamWConfig, ParamGroup, WeightDecay};
 use serde::Serialize;
 use std::time::Instant;
-use tensor_core::kernels::sum_squares;
 use tensor_core::params::{Params, Snapshot};
 use tensor_core::random::RandomStream;
 
@@ -44,6 +42,14 @@ pub enum Regime {
 }
 
 impl Regime {
+    /// How many nodes are embedded at a time after training in this regime; all for `None`.
+    pub fn embedded(&self) -> Option<usize> {
+        match self {
+            Self::FullBatch => None,
+            Self::NodeSampling { batch, .. } | Self::SubgraphSampling { batch, .. } => Some(*batch),
+        }
+    }
+
     /// Its name in tables.
     pub fn name(&self) -> String {
         match self {
@@ -183,7 +189,7 @@ pub fn train(
     let mut adam = AdamW::with_groups(vec![ParamGroup::named(named.clone(), adam)])?;
     let params = Params::new(named)?;
     let mut batches = Batches::new(&data.graph, &config.regime, rng)?;
-    let mut keeper = Keeper::new(config.stop);
+    let mut keeper = Keeper::new(config);
     let mut trained = Trained {
         efficiency: Efficiency {
             model_bytes: 12 * params.numel(),
@@ -210,7 +216,11 @@ pub fn train(
             *peak = (*peak).max(held);
             let mut grads = loss.backward()?;
             for prefix in method.clip_groups() {
-                clip(&mut grads, params.named(), prefix)?;
+                let own = params
+                    .named()
+                    .iter()
+                    .filter(|(name, _)| name.starts_with(prefix));
+                clip_grad_norm(&mut grads, &own.cloned().collect::<Vec<_>>(), 1.0)?;
             }
             adam.step(&grads)?;
             method.after_step(step)?;
@@ -239,26 +249,6 @@ fn data_bytes(data: &NodeData) -> Result<usize> {
         Features::Dense(x) => x.elem_count() * x.dtype().size_in_bytes(),
     };
     Ok(features + 8 * data.graph.num_edges())
-}
-
-/// Scales the gradients of the variables below a prefix to norm 1 at most.
-fn clip(grads: &mut GradStore, named: &[(String, Var)], prefix: &str) -> Result<()> {
-    let own = || named.iter().filter(|(name, _)| name.starts_with(prefix));
-    let mut squares = 0.0;
-    for (_, var) in own() {
-        if let Some(grad) = grads.get(var) {
-            squares += sum_squares(grad)?;
-        }
-    }
-    let factor = 1.0 / squares.sqrt();
-    if factor < 1.0 {
-        for (_, var) in own() {
-            if let Some(grad) = grads.remove(var) {
-                grads.insert(var, (grad * factor)?);
-            }
-        }
-    }
-    Ok(())
 }
 
 /// What the steps of an epoch see.
@@ -346,14 +336,17 @@ impl Batches {
 /// Looks at a score now and then and keeps the best weights.
 struct Keeper {
     rule: StopRule,
+    /// Nodes that are embedded at a time.
+    batch: Option<usize>,
     best: Option<(f64, Snapshot)>,
     since: usize,
 }
 
 impl Keeper {
-    fn new(rule: StopRule) -> Self {
+    fn new(config: &TrainConfig) -> Self {
         Self {
-            rule,
+            rule: config.stop,
+            batch: config.regime.embedded(),
             best: None,
             since: 0,
         }
@@ -372,7 +365,7 @@ impl Keeper {
         let due = |every: usize| (epoch + 1).is_multiple_of(every.max(1));
         // A look draws from a part of the stream, so that it changes no later step.
         let rng = &mut rng.split("look");
-        let embed = || method.embed(&data.graph, &data.x);
+        let embed = || method.embed(&data.graph, &data.x, self.batch);
         let score = match self.rule {
             StopRule::FixedEpochs => return Ok(false),
             StopRule::BestNodeClassification { every } if due(every) => {

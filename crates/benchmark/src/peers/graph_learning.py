@@ -16,11 +16,13 @@ def sparse_csr(spec):
     weights = torch.rand(spec["edges"], generator=generator)
     matrix = torch.sparse_coo_tensor(torch.stack([dst, src]), weights, (n, n))
     matrix = matrix.coalesce().to_sparse_csr()
-    x = torch.randn(n, spec["width"], generator=generator).requires_grad_()
+    x = torch.randn(n, spec["width"], generator=generator).requires_grad_(spec["gradient"])
 
     def run():
         x.grad = None
-        (matrix @ x).sum().backward()
+        y = matrix @ x
+        if spec["gradient"]:
+            y.sum().backward()
 
     return run
 
@@ -30,12 +32,14 @@ def gather_add(spec):
     generator, src, dst = edges_of(spec)
     n, width = spec["nodes"], spec["width"]
     weights = torch.rand(spec["edges"], 1, generator=generator)
-    x = torch.randn(n, width, generator=generator).requires_grad_()
+    x = torch.randn(n, width, generator=generator).requires_grad_(spec["gradient"])
 
     def run():
         x.grad = None
         messages = weights * x.index_select(0, src)
-        torch.zeros(n, width).index_add(0, dst, messages).sum().backward()
+        y = torch.zeros(n, width).index_add(0, dst, messages)
+        if spec["gradient"]:
+            y.sum().backward()
 
     return run
 
@@ -59,7 +63,39 @@ def bmm_loop(spec):
         y = torch.zeros(heads, n, 1)
         for _ in range(iterations + 1):
             y = gamma * torch.bmm(back, y) + grad
-        return gamma * (y[:, src, 0] * h[:, dst, 0]), y
+        gamma * (y[:, src, 0] * h[:, dst, 0])
+
+    return run
+
+
+@operation("torch.sparse loop")
+def sparse_loop(spec):
+    generator, src, dst = edges_of(spec)
+    n, heads, iterations = spec["nodes"], spec["heads"], spec["iterations"]
+    weights = 0.1 * torch.rand(heads, spec["edges"], generator=generator)
+    bias = torch.randn(heads * n, 1, generator=generator)
+    gamma = 0.9
+    # The heads' matrices on one diagonal.
+    first = n * torch.arange(heads)[:, None]
+    rows, cols = (first + src).flatten(), (first + dst).flatten()
+
+    def csr(rows, cols):
+        size = (heads * n, heads * n)
+        matrix = torch.sparse_coo_tensor(torch.stack([rows, cols]), weights.flatten(), size)
+        return matrix.coalesce().to_sparse_csr()
+
+    # Made once: only the iterations are timed.
+    forth, back = csr(rows, cols), csr(cols, rows)
+
+    def run():
+        h = torch.zeros(heads * n, 1)
+        for _ in range(iterations + 1):
+            h = gamma * (forth @ h) + bias
+        grad = torch.ones(heads * n, 1)
+        y = torch.zeros(heads * n, 1)
+        for _ in range(iterations + 1):
+            y = gamma * (back @ y) + grad
+        gamma * (y[rows, 0] * h[cols, 0])
 
     return run
 

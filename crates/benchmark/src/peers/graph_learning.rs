@@ -1,33 +1,28 @@
 //! Products along edges, epochs of networks, sampling, and fixed points on graphs.
 
 use super::{Case, Peer, Session};
+use crate::perf::graph_networks::{training_epoch, Kind, Size};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
-use candle_nn::{Optimizer, VarBuilder};
 use convex::transport::{gromov_wasserstein, GroundLoss, GwConfig, GwProblem};
 use graph_learning::cgs::{fixed_point, Contraction, FixedPoint, Orientation, Solver, StopRule};
-use graph_learning::conv::{GatConfig, GatConv, GcnConfig, GcnConv, SageConfig, SageConv};
 use graph_learning::generate::{erdos_renyi, uniform_edges};
 use graph_learning::sample::NeighborSampler;
 use graph_learning::sparse::{spmm, Reduce};
-use graph_learning::Graph;
-use nn::init::SeededVars;
-use nn::loss::{cross_entropy, Reduction};
-use optim::{AdamW, AdamWConfig, ParamGroup};
 use serde_json::json;
 use tensor_core::random::RandomStream;
 
 const GROUP: &str = "graph-learning";
 
 pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
-    for (nodes, edges, width) in [(2708, 13_264, 128), (50_000, 500_000, 64)] {
-        for peer in ["torch.sparse CSR", "gather and index_add"] {
-            if session.wants(GROUP, "graph-core") {
-                product(session, (nodes, edges, width), peer)?;
+    if session.wants(GROUP, "graph-core") {
+        for size in [(2708, 13_264, 128), (50_000, 500_000, 64)] {
+            for peer in ["torch.sparse CSR", "gather and index_add"] {
+                for gradient in [false, true] {
+                    product(session, size, gradient, peer)?;
+                }
             }
         }
-    }
-    if session.wants(GROUP, "graph-core") {
         for size in [CORA, MILLION] {
             for kind in [Kind::Gcn, Kind::Sage, Kind::Gat] {
                 epoch(session, size, kind)?;
@@ -36,7 +31,9 @@ pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
         sampling(session)?;
     }
     if session.wants(GROUP, "cgs") {
-        solve(session)?;
+        for peer in ["torch.bmm loop", "torch.sparse loop"] {
+            solve(session, peer)?;
+        }
     }
     if session.wants(GROUP, "w2pgnn") {
         for nodes in [50, 200] {
@@ -44,16 +41,6 @@ pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A graph and a network on it.
-#[derive(Clone, Copy)]
-struct Size {
-    nodes: usize,
-    edges: usize,
-    inputs: usize,
-    hidden: usize,
-    classes: usize,
 }
 
 /// Cora's proportions, with dense features.
@@ -73,78 +60,8 @@ const MILLION: Size = Size {
     classes: 16,
 };
 
-#[derive(Clone, Copy)]
-enum Kind {
-    Gcn,
-    Sage,
-    Gat,
-}
-
-/// Two layers of one kind.
-enum Layers {
-    Gcn([GcnConv; 2]),
-    Sage([SageConv; 2]),
-    Gat([GatConv; 2]),
-}
-
-impl Layers {
-    fn new(kind: Kind, size: Size, vb: VarBuilder) -> Result<Self> {
-        let (first, last) = (vb.pp(0), vb.pp(1));
-        let (inputs, hidden, classes) = (size.inputs, size.hidden, size.classes);
-        Ok(match kind {
-            Kind::Gcn => {
-                let config = GcnConfig::default();
-                Self::Gcn([
-                    GcnConv::new(inputs, hidden, config, first)?,
-                    GcnConv::new(hidden, classes, config, last)?,
-                ])
-            }
-            Kind::Sage => {
-                let config = SageConfig::default();
-                Self::Sage([
-                    SageConv::new(inputs, hidden, config, first)?,
-                    SageConv::new(hidden, classes, config, last)?,
-                ])
-            }
-            Kind::Gat => {
-                let config = GatConfig {
-                    heads: 8,
-                    ..GatConfig::default()
-                };
-                let one = GatConfig::default();
-                Self::Gat([
-                    GatConv::new(inputs, hidden / 8, config, first)?,
-                    GatConv::new(hidden, classes, one, last)?,
-                ])
-            }
-        })
-    }
-
-    fn logits(&self, graph: &Graph, x: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Gcn([a, b]) => b.forward(graph, &a.forward(graph, x)?.relu()?)?,
-            Self::Sage([a, b]) => b.forward(graph, &a.forward(graph, x)?.relu()?)?,
-            Self::Gat([a, b]) => b.forward(graph, &a.forward(graph, x)?.relu()?)?,
-        })
-    }
-}
-
 /// One epoch on the whole graph: forward, backward and a step of Adam.
 fn epoch(session: &mut Session<'_>, size: Size, kind: Kind) -> Result<()> {
-    let mut stream = RandomStream::new(0).split("peers");
-    let graph = uniform_edges(size.nodes, size.edges, &mut stream)?;
-    let device = &Device::Cpu;
-    let x = stream.normal(0.0, 1.0, (size.nodes, size.inputs), DType::F32, device)?;
-    let y: Vec<u32> = (0..size.nodes).map(|v| (v % size.classes) as u32).collect();
-    let y = Tensor::from_vec(y, size.nodes, device)?;
-    let vars = SeededVars::new(&stream);
-    let layers = Layers::new(kind, size, vars.builder(DType::F32, device))?;
-    let config = AdamWConfig {
-        weight_decay: 5e-4,
-        ..AdamWConfig::adam(0.01)
-    };
-    let group = ParamGroup::named(vars.trainable(), config);
-    let mut adam = AdamW::with_groups(vec![group])?;
     let (ours, peer) = match kind {
         Kind::Gcn => ("GcnConv", "PyTorch Geometric GCN"),
         Kind::Sage => ("SageConv", "PyTorch Geometric SAGE"),
@@ -155,11 +72,7 @@ fn epoch(session: &mut Session<'_>, size: Size, kind: Kind) -> Result<()> {
         slug: "graph-core",
         operation: format!("training epoch, two layers, {nodes} nodes, {edges} edges"),
         ours,
-        call: Box::new(move || {
-            let loss = cross_entropy(&layers.logits(&graph, &x)?, &y, Reduction::Mean)?;
-            adam.step(&loss.backward()?)?;
-            Ok(())
-        }),
+        call: training_epoch(size, kind)?,
         peer: Peer::Python(
             peer,
             json!({ "nodes": nodes, "edges": edges, "inputs": size.inputs, "hidden": size.hidden, "classes": size.classes }),
@@ -190,35 +103,48 @@ fn sampling(session: &mut Session<'_>) -> Result<()> {
     })
 }
 
-/// `y = A x` with constant weights, and `x`'s gradient of `sum(y)`.
+/// `y = A x` with constant weights, and where wanted `x`'s gradient of `sum(y)`.
 fn product(
     session: &mut Session<'_>,
     (nodes, edges, width): (usize, usize, usize),
+    gradient: bool,
     peer: &'static str,
 ) -> Result<()> {
     let mut stream = RandomStream::new(0).split("peers");
     let graph = uniform_edges(nodes, edges, &mut stream)?;
     let device = &Device::Cpu;
-    let x = Var::from_tensor(&stream.normal(0.0, 1.0, (nodes, width), DType::F32, device)?)?;
+    let x = stream.normal(0.0, 1.0, (nodes, width), DType::F32, device)?;
+    let x = match gradient {
+        true => Var::from_tensor(&x)?.into_inner(),
+        false => x,
+    };
+    let what = if gradient {
+        "product and gradient"
+    } else {
+        "product"
+    };
     let weights = stream.uniform(0.0, 1.0, edges, DType::F32, device)?;
     session.measure(Case {
         slug: "graph-core",
-        operation: format!("product and gradient, {nodes} nodes, {edges} edges, {width} features"),
+        operation: format!("{what}, {nodes} nodes, {edges} edges, {width} features"),
         ours: "spmm",
         call: Box::new(move || {
             let y = spmm(&graph, Some(&weights), &x, Reduce::Sum)?;
-            y.sum_all()?.backward()?;
+            if gradient {
+                y.sum_all()?.backward()?;
+            }
             Ok(())
         }),
         peer: Peer::Python(
             peer,
-            json!({ "nodes": nodes, "edges": edges, "width": width }),
+            json!({ "nodes": nodes, "edges": edges, "width": width, "gradient": gradient }),
         ),
     })
 }
 
-/// 20 iterations each way of 16 linear maps, over dense matrices as published and over edges.
-fn solve(session: &mut Session<'_>) -> Result<()> {
+/// 20 iterations each way of 16 linear maps: beside dense matrices, as published, and beside one sparse
+/// matrix of all heads.
+fn solve(session: &mut Session<'_>, peer: &'static str) -> Result<()> {
     let (nodes, edges, heads, iterations) = (720, 4200, 16, 20);
     let mut stream = RandomStream::new(0).split("peers");
     let graph = uniform_edges(nodes, edges, &mut stream)?;
@@ -251,7 +177,7 @@ fn solve(session: &mut Session<'_>) -> Result<()> {
             h.sum_all()?.backward()?;
             Ok(())
         }),
-        peer: Peer::Python("torch.bmm loop", spec),
+        peer: Peer::Python(peer, spec),
     })
 }
 

@@ -1,6 +1,7 @@
 //! Whole training steps of networks: ours beside torch and stock candle.
 
 use super::{Row, Session, Worker};
+use crate::machine::resident_bytes;
 use crate::perf::{median, with_threads};
 use anyhow::{bail, ensure, Context, Result};
 use candle_core::{DType, Device, Module, ModuleT, Tensor, Var, D};
@@ -469,18 +470,10 @@ fn in_a_process(slug: &str, threads: usize) -> Result<f64> {
 pub fn memory(slug: &str) -> Result<f64> {
     let kind = KINDS.iter().find(|kind| kind.slug == slug);
     let kind = kind.with_context(|| format!("no network `{slug}`"))?;
-    let before = resident("VmRSS:")?;
+    let before = resident_bytes("VmRSS:")?;
     let network = (kind.ours)()?;
     step(&network, adamw(&network)?)()?;
-    Ok(resident("VmHWM:")? - before)
-}
-
-fn resident(key: &str) -> Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("no /proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix(key));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next());
-    let kilobytes: f64 = kilobytes.context("no such line")?.parse()?;
-    Ok(1024.0 * kilobytes)
+    Ok(resident_bytes("VmHWM:")? - before)
 }
 
 /// All tensors into one file, in f32; gives their names and shapes.

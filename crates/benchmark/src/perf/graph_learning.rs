@@ -1,16 +1,12 @@
 //! Products along edges, alone and inside an epoch, from ten thousand edges to ten million: they read a
 //! row for each edge, which is what limits them.
 
+use super::graph_networks::{training_epoch, Kind, Size};
 use super::{Ceiling, Kernel, Session};
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor, Var};
-use candle_nn::Optimizer;
-use graph_learning::conv::{GcnConfig, GcnConv};
+use candle_core::{DType, Device, Var};
 use graph_learning::generate::uniform_edges;
 use graph_learning::sparse::{spmm, Reduce};
-use nn::init::SeededVars;
-use nn::loss::{cross_entropy, Reduction};
-use optim::{AdamW, AdamWConfig, ParamGroup};
 use tensor_core::random::RandomStream;
 
 const GROUP: &str = "graph-learning";
@@ -63,32 +59,20 @@ fn product(session: &mut Session<'_>, backward: bool) -> Result<()> {
 /// An epoch of a two-layer GCN (32 in, 32 hidden, 8 classes) on ten edges a node: each layer sends a
 /// row of the narrower side along each edge, forth and back.
 fn epoch(session: &mut Session<'_>, edges: usize) -> Result<()> {
-    let (nodes, inputs, hidden, classes) = (edges / 10, 32, 32, 8);
-    let mut stream = RandomStream::new(0).split("perf");
-    let graph = uniform_edges(nodes, edges, &mut stream)?;
-    let device = &Device::Cpu;
-    let x = stream.normal(0.0, 1.0, (nodes, inputs), DType::F32, device)?;
-    let labels: Vec<u32> = (0..nodes).map(|v| (v % classes) as u32).collect();
-    let labels = Tensor::from_vec(labels, nodes, device)?;
-    let vars = SeededVars::new(&stream);
-    let vb = vars.builder(DType::F32, device);
-    let first = GcnConv::new(inputs, hidden, GcnConfig::default(), vb.pp(0))?;
-    let last = GcnConv::new(hidden, classes, GcnConfig::default(), vb.pp(1))?;
-    let group = ParamGroup::named(vars.trainable(), AdamWConfig::adam(0.01));
-    let mut adam = AdamW::with_groups(vec![group])?;
-    let floats = (inputs + 2 * classes) as f64;
+    let size = Size {
+        nodes: edges / 10,
+        edges,
+        inputs: 32,
+        hidden: 32,
+        classes: 8,
+    };
+    let floats = (size.inputs + 2 * size.classes) as f64;
     let kernel = Kernel {
         name: format!("GCN epoch, {edges} edges"),
         ceiling: Ceiling::Copy,
         per_element: 4.0 * floats,
         elements: edges,
-        call: Box::new(move || {
-            let h = first.forward(&graph, &x)?.relu()?;
-            let logits = last.forward(&graph, &h)?;
-            let loss = cross_entropy(&logits, &labels, Reduction::Mean)?;
-            adam.step(&loss.backward()?)?;
-            Ok(())
-        }),
+        call: training_epoch(size, Kind::Gcn)?,
     };
     session.measure(GROUP, kernel)
 }

@@ -8,6 +8,8 @@ mod ceiling;
 mod convex;
 #[cfg(feature = "graph-learning")]
 mod graph_learning;
+#[cfg(feature = "graph-learning")]
+pub(crate) mod graph_networks;
 #[cfg(feature = "guidance")]
 mod guidance;
 mod nn;

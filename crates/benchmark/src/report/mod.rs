@@ -1,7 +1,10 @@
 //! The report: one self-contained HTML file that needs no network.
 
+mod board;
 mod plot;
 mod view;
+
+pub use board::{boards, Board};
 
 use crate::registry::Registry;
 use crate::scenario::Suite;
@@ -17,13 +20,18 @@ const TEMPLATE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 
-/// The report as HTML.
+/// The report as HTML, with tables of other commands after the scenarios.
 ///
 /// # Errors
 /// [`Error::Draw`].
-pub fn html(registry: &Registry, records: &Records, suite: Option<Suite>) -> Result<String> {
+pub fn html(
+    registry: &Registry,
+    records: &Records,
+    suite: Option<Suite>,
+    boards: &[Board],
+) -> Result<String> {
     let sheets = records.sheets(registry, suite);
-    let page = view::page(registry, records, &sheets)?;
+    let page = view::page(registry, records, &sheets, boards)?;
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     let fail = |e: minijinja::Error| Error::draw("the report", format!("{e:#}"));
@@ -40,17 +48,18 @@ pub fn html(registry: &Registry, records: &Records, suite: Option<Suite>) -> Res
         .map_err(fail)
 }
 
-/// Writes the report to `folder/index.html` and gives that path.
+/// Writes the report to `folder/index.html`, with the tables that lie in the folder, and gives that path.
 ///
 /// # Errors
-/// [`Error::Draw`], or [`Error::Io`] naming the path; an older report stays whole.
+/// [`Error::Draw`], [`Error::BadFile`] for a table, or [`Error::Io`] naming the path; an older report
+/// stays whole.
 pub fn write(
     registry: &Registry,
     records: &Records,
     suite: Option<Suite>,
     folder: &Path,
 ) -> Result<PathBuf> {
-    let text = html(registry, records, suite)?;
+    let text = html(registry, records, suite, &boards(folder)?)?;
     let path = folder.join("index.html");
     replace(&path, text.as_bytes())?;
     Ok(path)

@@ -1,5 +1,6 @@
 //! What the template shows, as plain data.
 
+use super::board::Board;
 use super::plot::{lines, strips, trade_off, Line, Spot, Strip, SERIES};
 use crate::registry::Registry;
 use crate::scenario::{Better, Definition, PictureFormat, Role};
@@ -11,7 +12,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 #[derive(Serialize)]
-pub(super) struct Page {
+pub(super) struct Page<'a> {
     version: String,
     date: String,
     sheets: Vec<SheetView>,
@@ -19,6 +20,7 @@ pub(super) struct Page {
     totals: BTreeMap<&'static str, usize>,
     trials: usize,
     facts: Vec<(String, String)>,
+    boards: &'a [Board],
 }
 
 #[derive(Serialize)]
@@ -103,7 +105,12 @@ struct PictureView {
     text: String,
 }
 
-pub(super) fn page(registry: &Registry, records: &Records, sheets: &[Sheet]) -> Result<Page> {
+pub(super) fn page<'a>(
+    registry: &Registry,
+    records: &Records,
+    sheets: &[Sheet],
+    boards: &'a [Board],
+) -> Result<Page<'a>> {
     let views = sheets
         .iter()
         .map(|s| sheet(s, registry.get(s.definition.slug)?.scenario.trade_offs()))
@@ -140,6 +147,7 @@ pub(super) fn page(registry: &Registry, records: &Records, sheets: &[Sheet]) -> 
         facts: last
             .map(|r| r.facts.clone().into_iter().collect())
             .unwrap_or_default(),
+        boards,
     })
 }
 

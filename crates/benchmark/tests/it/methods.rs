@@ -37,6 +37,19 @@ fn the_page_of_training_steps_is_up_to_date() {
     );
 }
 
+#[cfg(feature = "graph-learning")]
+#[test]
+fn the_page_of_graph_sizes_is_up_to_date() {
+    use thalweg_benchmark::graph_scale::{markdown, rows, PAGE};
+    let Some(docs) = docs() else { return };
+    let page = fs::read_to_string(docs.join(PAGE)).unwrap();
+    assert_eq!(
+        page,
+        markdown(&rows(&docs).unwrap()),
+        "`thalweg-bench methods` writes it anew"
+    );
+}
+
 #[test]
 fn every_registered_method_has_published_results_of_its_present_definition() {
     let Some(docs) = docs() else { return };

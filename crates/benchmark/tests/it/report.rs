@@ -3,7 +3,7 @@
 use crate::toy::{registry, standard, Toy};
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
-use thalweg_benchmark::report::html;
+use thalweg_benchmark::report::{boards, html, Board};
 use thalweg_benchmark::runner::run;
 use thalweg_benchmark::store::{Query, Store};
 use thalweg_benchmark::summary::Records;
@@ -17,7 +17,16 @@ pub fn page(toy: Option<Toy>) -> String {
         run(&entries, &standard(), &mut store, &AtomicBool::new(false)).unwrap();
     }
     let records = Records::load(&store, &Query::default()).unwrap();
-    html(&registry, &records, None).unwrap()
+    let board = Board {
+        title: "Wide & far".into(),
+        caption: "One row".into(),
+        columns: vec!["name".into(), "score <1>".into()],
+        rows: vec![vec!["a".into(), "0.5 ± 0.1".into()]],
+    };
+    board.leave(folder.path(), "wide").unwrap();
+    let boards = boards(folder.path()).unwrap();
+    assert_eq!(boards, [board]);
+    html(&registry, &records, None, &boards).unwrap()
 }
 
 /// An element's name and attributes.
@@ -147,6 +156,8 @@ fn shows_verdicts_plots_pictures_and_facts() {
         "seed 12 is unlucky",
         "rustc",
         "Line: mean over the seeds",
+        "Wide &amp; far",
+        "score &lt;1&gt;",
     ] {
         assert!(html.contains(word), "lacks `{word}`");
     }

@@ -143,12 +143,23 @@ impl GatConv {
         edge_features: Option<&Tensor>,
         train: Option<&mut RandomStream>,
     ) -> Result<Tensor> {
-        let z = x.linear(&self.weight)?;
         let (graph, edge_features) = self.with_loops(graph, edge_features)?;
-        let alpha = self.attention(&graph, &z, edge_features.as_ref())?;
+        self.apply_looped(&graph, x, edge_features.as_ref(), train)
+    }
+
+    /// [`apply`](Self::apply) on a graph that has its self-loops: also a block of one.
+    pub(crate) fn apply_looped(
+        &self,
+        graph: &Graph,
+        x: &Features,
+        edge_features: Option<&Tensor>,
+        train: Option<&mut RandomStream>,
+    ) -> Result<Tensor> {
+        let z = x.linear(&self.weight)?;
+        let alpha = self.attention(graph, &z, edge_features)?;
         let alpha = dropout(&alpha, self.config.dropout, train)?;
         let z = z.reshape((graph.num_sources(), self.config.heads, self.outputs))?;
-        let y = spmm(&graph, Some(&alpha), &z, Reduce::Sum)?;
+        let y = spmm(graph, Some(&alpha), &z, Reduce::Sum)?;
         let y = match self.config.concat {
             true => y.flatten_from(1)?,
             false => y.mean(1)?,

@@ -4,7 +4,7 @@ use super::{add_bias, glorot, weight, GraphModule, ZEROS};
 use crate::graph::Graph;
 use crate::sparse::{gcn_norm, spmm, symmetric, Features, Norm, Reduce};
 use crate::{RandomStream, Result};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -141,6 +141,25 @@ impl GcnConv {
                 spmm(&graph, Some(&weights), x, Reduce::Sum)
             }
         }
+    }
+
+    /// The output of the targets of a block of `looped`, the graph with its self-loops; `nodes` are the
+    /// block's sources in it, of which the targets come first. The degrees are those of the whole graph.
+    pub(crate) fn apply_block(
+        &self,
+        looped: &Graph,
+        block: &Graph,
+        nodes: &[u32],
+        x: &Features,
+    ) -> Result<Tensor> {
+        let scale = looped.inverse_sqrt_in_degrees();
+        let of = |v: u32| scale[nodes[v as usize] as usize];
+        let weights: Vec<f64> = block.edges().map(|(s, t)| of(s) * of(t)).collect();
+        let sent = x.linear(&self.weight)?;
+        let weights = Tensor::from_vec(weights, block.num_edges(), &Device::Cpu)?;
+        let weights = weights.to_dtype(sent.dtype())?.to_device(sent.device())?;
+        let y = spmm(block, Some(&weights), &sent, Reduce::Sum)?;
+        add_bias(y, self.bias.as_ref())
     }
 
     /// `x W^T + b` for features that have been propagated already.

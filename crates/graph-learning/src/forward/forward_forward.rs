@@ -201,10 +201,7 @@ impl<O: Optimizer> ForwardForward<O> {
     ) -> Result<FitReport> {
         let split = self.stack.check(data)?;
         let shower = match self.carrier {
-            LabelCarrier::VirtualNodes => {
-                let append = self.stack.config.append_label;
-                Shower::Virtual(self.stack.augmenter(data, append, rng)?)
-            }
+            LabelCarrier::VirtualNodes => Shower::Virtual(self.stack.augmenter(data, rng)?),
             LabelCarrier::Columns => {
                 super::augment::require_finite("features", &data.x)?;
                 Shower::Columns {

@@ -12,8 +12,8 @@ use nn::goodness::{goodness, goodness_loss, logistic_loss};
 use nn::init::SeededVars;
 use nn::loss::{cross_entropy, Reduction};
 use optim::local::LocalLayer;
+use optim::transform::clip_grad_norm;
 use optim::{AdamW, AdamWConfig, ParamGroup, WeightDecay};
-use tensor_core::kernels::sum_squares;
 use tensor_core::params::{Params, Snapshot};
 
 /// Added to row norms, outside the root.
@@ -306,21 +306,7 @@ impl<O: Optimizer> LocalLayer<TopLossInput> for ForwardLayer<O> {
     }
 
     fn adjust(&self, input: &TopLossInput, grads: &mut GradStore) -> Result<()> {
-        let mut squares = 0.0;
-        for (_, var) in self.params() {
-            if let Some(grad) = grads.get(var) {
-                squares += sum_squares(grad)?;
-            }
-        }
-        // The small number is PyTorch's.
-        let factor = input.clip / (squares.sqrt() + 1e-6);
-        if factor < 1.0 {
-            for (_, var) in self.params() {
-                if let Some(grad) = grads.remove(var) {
-                    grads.insert(var, (grad * factor)?);
-                }
-            }
-        }
+        clip_grad_norm(grads, self.params(), input.clip)?;
         Ok(())
     }
 }

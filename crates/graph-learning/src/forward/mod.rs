@@ -24,10 +24,12 @@
 //! | number of wrong labelings | [`ForwardGnnConfig::num_negatives`] |
 //!
 //! Forward-forward costs a forward pass for each wrong labeling in training and for each class in
-//! use; single-forward costs one and is more accurate. Goodness is a sum in the loss and a mean in
-//! the answer, as published. A layer's best weights on the validation nodes are kept (strict
-//! improvement). Forward-forward may be shown the labels of validation nodes when it is tested
-//! ([`ForwardForward::goodness`]); the others never are.
+//! use; single-forward costs one and is more accurate. With virtual nodes and graph convolutions a label
+//! is a small part of what a node receives, `1 / sqrt(d_i d_c)` with `d_c` the size of the class, and
+//! forward-forward hardly learns; give it [`ConvKind::Sage`], whose means weigh all neighbors alike.
+//! Goodness is a sum in the loss and a mean in the answer, as published. A layer's best weights on the
+//! validation nodes are kept (strict improvement). Forward-forward may be shown the labels of validation
+//! nodes when it is tested ([`ForwardForward::goodness`]); the others never are.
 //!
 //! ```
 //! use candle_core::{DType, Device};

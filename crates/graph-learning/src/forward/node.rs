@@ -123,13 +123,22 @@ impl<O: Optimizer> Stack<O> {
         Ok(split)
     }
 
-    /// Standard normal features of the virtual nodes, from the part `virtual nodes` of a stream.
-    pub fn augmenter(
+    /// What a fit begins with: the split, the graph that shows the training nodes their labels, and
+    /// these nodes.
+    pub fn begin<'a>(
         &self,
-        data: &NodeData,
-        append: AppendLabel,
+        data: &'a NodeData,
         rng: &RandomStream,
-    ) -> Result<GraphAugmenter> {
+    ) -> Result<(&'a NodeSplit, AugmentedGraph, Labeled)> {
+        let split = self.check(data)?;
+        let augmenter = self.augmenter(data, rng)?;
+        let graph = augmenter.augment(&data.y, &split.train, None)?;
+        let labeled = self.labeled(&graph.connected, &data.y, &graph)?;
+        Ok((split, graph, labeled))
+    }
+
+    /// Standard normal features of the virtual nodes, from the part `virtual nodes` of a stream.
+    pub fn augmenter(&self, data: &NodeData, rng: &RandomStream) -> Result<GraphAugmenter> {
         let size = (self.shape.classes, self.shape.features);
         let mut rng = rng.split("virtual nodes");
         let drawn = rng.normal(0.0, 1.0, size, self.dtype, &self.device)?;
@@ -138,7 +147,7 @@ impl<O: Optimizer> Stack<O> {
             &data.x,
             data.classes,
             self.config.edge_direction,
-            append,
+            self.config.append_label,
             &drawn,
         )
     }

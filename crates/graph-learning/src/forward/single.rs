@@ -96,14 +96,10 @@ impl<O: Optimizer> SingleForward<O> {
         rng: &RandomStream,
         observer: &mut Observer<'_>,
     ) -> Result<FitReport> {
-        let append = self.stack.config.append_label;
         let stack = &mut self.stack;
-        let split = stack.check(data)?;
-        let augmenter = stack.augmenter(data, append, rng)?;
-        let graph = augmenter.augment(&data.y, &split.train, None)?;
+        let (split, graph, labeled) = stack.begin(data, rng)?;
         let mut x = graph.x.normalize_l2(NORM_EPS)?;
         let mut ensemble: Option<Tensor> = None;
-        let labeled = stack.labeled(&graph.connected, &data.y, &graph)?;
         let mut report = FitReport::default();
         for index in 0..stack.layers.len() {
             let prepared = stack.layers[index].prepare(&graph.graph, &x, stack.config.cache)?;
@@ -131,7 +127,7 @@ impl<O: Optimizer> SingleForward<O> {
             }
             let (z, all) = with(&stack.layers[index])?;
             ensemble = Some(all);
-            x = stack.after(&z, &graph, append)?;
+            x = stack.after(&z, &graph, stack.config.append_label)?;
         }
         self.graph = Some(graph);
         Ok(report)

@@ -251,10 +251,7 @@ impl<O: Optimizer> TopDownToInput<O> {
         observer: &mut Observer<'_>,
     ) -> Result<FitReport> {
         let stack = &mut self.stack;
-        let split = stack.check(data)?;
-        let augmenter = stack.augmenter(data, stack.config.append_label, rng)?;
-        let graph = augmenter.augment(&data.y, &split.train, None)?;
-        let labeled = stack.labeled(&graph.connected, &data.y, &graph)?;
+        let (split, graph, labeled) = stack.begin(data, rng)?;
         let mut states = states(stack, &graph, self.alternating)?;
         let config = stack.config;
         states.settle(&stack.layers, &graph.graph, 0, |_, _| Ok(()))?;
@@ -440,10 +437,7 @@ impl<O: Optimizer> TopDownToLoss<O> {
         observer: &mut Observer<'_>,
     ) -> Result<FitReport> {
         let stack = &mut self.stack;
-        let split = stack.check(data)?;
-        let augmenter = stack.augmenter(data, stack.config.append_label, rng)?;
-        let graph = augmenter.augment(&data.y, &split.train, None)?;
-        let labeled = stack.labeled(&graph.connected, &data.y, &graph)?;
+        let (split, graph, labeled) = stack.begin(data, rng)?;
         let config = stack.config;
         let bottom = graph.x.normalize_l2(NORM_EPS)?;
         let consistent = self.consistent;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Reads `raw/edge.csv`, `raw/node-feat.csv`, `raw/node-label.csv`, `raw/num-node-list.csv` and
 /// `split/*/{train,valid,test}.csv` below a folder, each also with `.gz`. Edges are those of the
-/// file: directed.
+/// file: directed. A node whose label is `nan` gets class 0 and may be in no part of the split.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::BadFile`] for lines that are no numbers and files that do not fit
@@ -52,9 +52,8 @@ pub fn ogb_node(dir: impl AsRef<Path>) -> Result<NodeData> {
     let x = Tensor::from_vec(values, (n, width), &Device::Cpu)?.to_dtype(DType::F32)?;
     let label_path = existing(&raw, "node-label.csv");
     let labels: Vec<f64> = column(&label_path, "a label")?;
-    // Nodes without a label are written as nan.
-    let labels: Vec<i64> = labels.iter().map(|v| *v as i64).collect();
-    let (y, classes) = classes_of(&labels);
+    let whole: Vec<i64> = labels.iter().map(|v| *v as i64).collect();
+    let (y, classes) = classes_of(&whole);
     let data = NodeData {
         graph,
         x: x.into(),
@@ -63,6 +62,12 @@ pub fn ogb_node(dir: impl AsRef<Path>) -> Result<NodeData> {
         split: split(dir)?,
     };
     data.validate().map_err(|e| Error::bad_file(dir, e))?;
+    let split = data.split.iter();
+    let mut used = split.flat_map(|s| s.train.iter().chain(&s.val).chain(&s.test));
+    if let Some(v) = used.find(|v| labels[**v as usize].is_nan()) {
+        let reason = format!("node {v} of the split has no label");
+        return Err(Error::bad_file(&label_path, reason));
+    }
     Ok(data)
 }
 

@@ -3,6 +3,7 @@
 use crate::contrastive::EncoderActivation;
 use crate::conv::{dropout, GatConfig, GatConv, GcnConfig, GcnConv, Mlp};
 use crate::graph::Graph;
+use crate::sample::NeighborSampler;
 use crate::sparse::Features;
 use crate::{Error, RandomStream, Result};
 use candle_core::Tensor;
@@ -113,6 +114,46 @@ struct Layer {
     act: Option<EncoderActivation>,
 }
 
+impl Layer {
+    /// What follows the convolution.
+    fn after(&self, h: Tensor, train: bool) -> Result<Tensor> {
+        let h = match &self.norm {
+            Some(norm) if train => norm.forward_train(&h)?,
+            Some(norm) => norm.forward_eval(&h)?,
+            None => h,
+        };
+        match &self.act {
+            Some(act) => act.apply(&h),
+            None => Ok(h),
+        }
+    }
+
+    /// The output of all nodes without training, `batch` of them at a time with all their neighbors.
+    fn in_batches(&self, graph: &Graph, x: &Features, batch: usize) -> Result<Tensor> {
+        let looped = match &self.conv {
+            Conv::Gcn(_) => graph.with_loops()?,
+            Conv::Gat(_) => graph.with_fresh_loops()?,
+        };
+        let mut sampler = NeighborSampler::new(looped, &[None])?;
+        // All neighbors are taken, so that nothing is drawn.
+        let rng = &mut RandomStream::new(0);
+        let nodes: Vec<u32> = (0..graph.num_nodes() as u32).collect();
+        let mut parts = Vec::with_capacity(nodes.len().div_ceil(batch));
+        for seeds in nodes.chunks(batch) {
+            let drawn = sampler.sample(seeds, rng)?;
+            // One block for the one fan-out.
+            let block = &drawn.blocks[0].graph;
+            let x = x.select_rows(&drawn.n_id)?;
+            let h = match &self.conv {
+                Conv::Gcn(conv) => conv.apply_block(looped, block, &drawn.n_id, &x)?,
+                Conv::Gat(conv) => conv.apply_looped(block, &x, None, None)?,
+            };
+            parts.push(self.after(h, false)?.detach());
+        }
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+}
+
 /// A stack of convolutions. Parameters `layers.L.*` of the convolution, `norm.*` and `act.*`.
 #[derive(Debug)]
 pub struct Encoder {
@@ -191,20 +232,11 @@ impl Encoder {
                 Features::Dense(h) => dropout(&h, self.dropout, train.as_deref_mut())?.into(),
                 sparse => sparse,
             };
-            let mut h = match &layer.conv {
+            let h = match &layer.conv {
                 Conv::Gcn(conv) => conv.apply(graph, &input, None)?,
                 Conv::Gat(conv) => conv.apply(graph, &input, None, train.as_deref_mut())?,
             };
-            if let Some(norm) = &layer.norm {
-                h = match train {
-                    Some(_) => norm.forward_train(&h)?,
-                    None => norm.forward_eval(&h)?,
-                };
-            }
-            if let Some(act) = &layer.act {
-                h = act.apply(&h)?;
-            }
-            outputs.push(h);
+            outputs.push(layer.after(h, train.is_some())?);
         }
         Ok(outputs)
     }
@@ -224,6 +256,32 @@ impl Encoder {
         outputs
             .pop()
             .ok_or_else(|| Error::argument("layers", 0, "at least 1"))
+    }
+
+    /// The output of the last layer without training and without a graph behind it. With a batch size,
+    /// layer by layer and so many nodes at a time, each with all its neighbors: the same numbers but for
+    /// rounding, in the memory of two layers' outputs and of one batch.
+    ///
+    /// # Errors
+    /// Shapes and dtypes that do not fit; [`Error::InvalidArgument`] for a batch of 0.
+    pub fn embed(&self, graph: &Graph, x: &Features, batch: Option<usize>) -> Result<Tensor> {
+        let (Some(batch), [first, rest @ ..]) = (part(batch, graph.num_nodes())?, &*self.layers)
+        else {
+            return Ok(self.forward(graph, x, None)?.detach());
+        };
+        let mut h = first.in_batches(graph, x, batch)?;
+        for layer in rest {
+            h = layer.in_batches(graph, &h.into(), batch)?;
+        }
+        Ok(h)
+    }
+}
+
+/// The size of a batch of nodes, where it is not all of them.
+pub(super) fn part(batch: Option<usize>, nodes: usize) -> Result<Option<usize>> {
+    match batch {
+        Some(0) => Err(Error::argument("batch", 0, "at least 1")),
+        batch => Ok(batch.filter(|b| *b < nodes)),
     }
 }
 

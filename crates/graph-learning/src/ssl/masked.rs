@@ -317,9 +317,8 @@ impl SslMethod for GraphMae {
         }
     }
 
-    fn embed(&self, graph: &Graph, x: &Features) -> Result<Tensor> {
-        let x = x.to_dense(self.token.device())?;
-        Ok(self.encoder.forward(graph, &x.into(), None)?.detach())
+    fn embed(&self, graph: &Graph, x: &Features, batch: Option<usize>) -> Result<Tensor> {
+        self.encoder.embed(graph, x, batch)
     }
 
     fn link_scorer(&self) -> LinkScorer {
@@ -537,8 +536,8 @@ impl SslMethod for S2Gae {
         link_loss(&positive, &self.probability(&layers, &others)?)
     }
 
-    fn embed(&self, graph: &Graph, x: &Features) -> Result<Tensor> {
-        Ok(self.encoder.forward(graph, x, None)?.detach())
+    fn embed(&self, graph: &Graph, x: &Features, batch: Option<usize>) -> Result<Tensor> {
+        self.encoder.embed(graph, x, batch)
     }
 
     fn link_scorer(&self) -> LinkScorer {

@@ -43,7 +43,7 @@
 //!     method.after_step(step)?;
 //! }
 //! assert!(losses.iter().all(|loss| loss.is_finite()));
-//! assert_eq!(method.embed(&data.graph, &data.x)?.dims(), &[140, 16]);
+//! assert_eq!(method.embed(&data.graph, &data.x, None)?.dims(), &[140, 16]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -102,11 +102,13 @@ pub trait SslMethod {
         Ok(())
     }
 
-    /// Embeddings `[n, h]` of all nodes, without a graph behind them.
+    /// Embeddings `[n, h]` of all nodes, without a graph behind them: of all at once, or layer by layer
+    /// and `batch` nodes at a time, each with all its neighbors ([`Encoder::embed`]).
     ///
     /// # Errors
-    /// Shapes and dtypes that do not fit.
-    fn embed(&self, graph: &Graph, x: &Features) -> Result<Tensor>;
+    /// Shapes and dtypes that do not fit;
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a batch of 0.
+    fn embed(&self, graph: &Graph, x: &Features, batch: Option<usize>) -> Result<Tensor>;
 
     /// How links are predicted.
     fn link_scorer(&self) -> LinkScorer {

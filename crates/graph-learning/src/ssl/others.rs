@@ -1,6 +1,6 @@
 //! Methods without two views: GraphECL and DGI.
 
-use super::encoder::{Encoder, EncoderAct, EncoderConfig, NORM_EPS};
+use super::encoder::{part, Encoder, EncoderAct, EncoderConfig, NORM_EPS};
 use super::losses::{efficient_contrast, mutual_information};
 use super::two_views::below;
 use super::{GraphView, SslMethod};
@@ -134,8 +134,17 @@ impl SslMethod for GraphEcl {
         efficient_contrast(looped, &h, &q, t, lambda, others.as_ref())
     }
 
-    fn embed(&self, _: &Graph, x: &Features) -> Result<Tensor> {
-        Ok(self.perceptron(x, false)?.detach())
+    fn embed(&self, _: &Graph, x: &Features, batch: Option<usize>) -> Result<Tensor> {
+        let rows = x.dims()?.0;
+        let Some(batch) = part(batch, rows)? else {
+            return Ok(self.perceptron(x, false)?.detach());
+        };
+        let nodes: Vec<u32> = (0..rows as u32).collect();
+        let embed = |nodes: &[u32]| -> Result<Tensor> {
+            Ok(self.perceptron(&x.select_rows(nodes)?, false)?.detach())
+        };
+        let parts: Vec<Tensor> = nodes.chunks(batch).map(embed).collect::<Result<_>>()?;
+        Ok(Tensor::cat(&parts, 0)?)
     }
 }
 
@@ -196,7 +205,7 @@ impl SslMethod for Dgi {
         mutual_information(&real, &corrupted, &self.weight)
     }
 
-    fn embed(&self, graph: &Graph, x: &Features) -> Result<Tensor> {
-        Ok(self.encoder.forward(graph, x, None)?.detach())
+    fn embed(&self, graph: &Graph, x: &Features, batch: Option<usize>) -> Result<Tensor> {
+        self.encoder.embed(graph, x, batch)
     }
 }

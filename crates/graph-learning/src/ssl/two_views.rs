@@ -142,8 +142,8 @@ impl SslMethod for Siamese {
         }
     }
 
-    fn embed(&self, graph: &Graph, x: &Features) -> Result<Tensor> {
-        Ok(self.encoder.forward(graph, x, None)?.detach())
+    fn embed(&self, graph: &Graph, x: &Features, batch: Option<usize>) -> Result<Tensor> {
+        self.encoder.embed(graph, x, batch)
     }
 }
 
@@ -195,8 +195,8 @@ impl SslMethod for Contrastive {
         self.objective.loss(&a, &b, rng)
     }
 
-    fn embed(&self, graph: &Graph, x: &Features) -> Result<Tensor> {
-        Ok(self.encoder.forward(graph, x, None)?.detach())
+    fn embed(&self, graph: &Graph, x: &Features, batch: Option<usize>) -> Result<Tensor> {
+        self.encoder.embed(graph, x, batch)
     }
 }
 
@@ -328,8 +328,8 @@ impl SslMethod for Bgrl {
         Ok(self.moving.lerp(self.rate(step), &followed)?)
     }
 
-    fn embed(&self, graph: &Graph, x: &Features) -> Result<Tensor> {
-        Ok(self.online.forward(graph, x, None)?.detach())
+    fn embed(&self, graph: &Graph, x: &Features, batch: Option<usize>) -> Result<Tensor> {
+        self.online.embed(graph, x, batch)
     }
 
     fn link_scorer(&self) -> LinkScorer {

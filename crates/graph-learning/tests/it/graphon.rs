@@ -6,6 +6,8 @@ use graph_learning::graphon::*;
 use graph_learning::topology::Topology;
 use graph_learning::{Error, Graph, RandomStream};
 use proptest::prelude::*;
+use std::collections::BTreeMap;
+use tensor_core::verify::Array;
 
 #[test]
 fn reference() {
@@ -13,6 +15,54 @@ fn reference() {
     assert_passed(&report, |_| false);
     assert!(report.uncovered.is_empty());
     assert_eq!(report.comparisons.len(), 33);
+}
+
+/// Nodes named the other way round, with orders that say so; one resizing more and one less; none of what
+/// a file may lack.
+#[test]
+fn the_adaptor_reads_the_form() {
+    let change = |tensors: &mut BTreeMap<String, Array>, _: &mut BTreeMap<String, String>| {
+        for i in 0..3 {
+            let graph = tensors.get_mut(&format!("graph{i}")).unwrap();
+            graph.values.reverse();
+            let last = graph.shape[0] as f64 - 1.0;
+            let order = tensors.get_mut(&format!("order{i}")).unwrap();
+            order.values.iter_mut().for_each(|v| *v = last - *v);
+        }
+        let same = tensors["resize_in"].clone();
+        tensors.insert(format!("resize_{}", same.shape[0]), same);
+        for gone in ["resize_3", "graphon_SAS", "graphon_USVT", "gw_kl_dist"] {
+            tensors.remove(gone).unwrap();
+        }
+    };
+    let report = FILES.verify_variant("w2pgnn", change, graph_learning::verify::w2pgnn);
+    assert_passed(&report, |_| false);
+    assert_eq!(report.comparisons.len(), 30);
+}
+
+/// Another number of graphs: what is made of all of them differs, what is of each graph does not.
+#[test]
+fn the_adaptor_counts_the_graphs() {
+    let change = |tensors: &mut BTreeMap<String, Array>, _: &mut BTreeMap<String, String>| {
+        tensors.remove("graph2").unwrap();
+        tensors.remove("order2").unwrap();
+        tensors
+            .get_mut("topo_features")
+            .unwrap()
+            .shorten(0, 2)
+            .unwrap();
+    };
+    let report = FILES.verify_variant("w2pgnn", change, graph_learning::verify::w2pgnn);
+    let passed = |name: &str| {
+        report
+            .comparisons
+            .iter()
+            .find(|c| c.name == name)
+            .unwrap()
+            .passed
+    };
+    assert!(passed("topo_features") && passed("ot_plan") && !passed("step_GWB"));
+    assert!(report.unknown.is_empty());
 }
 
 fn estimators() -> Vec<GraphonEstimator> {

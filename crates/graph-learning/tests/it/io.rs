@@ -271,10 +271,8 @@ fn npz_archives_are_read() {
     assert_eq!(values(&data.x.to_dense(&CPU).unwrap())[8], 2.0);
 }
 
-#[test]
-fn ogb_folders_are_read() {
-    let dir = tempfile::tempdir().unwrap();
-    let (raw, split) = (dir.path().join("raw"), dir.path().join("split/time"));
+fn tiny_ogb(dir: &Path) {
+    let (raw, split) = (dir.join("raw"), dir.join("split/time"));
     std::fs::create_dir_all(&raw).unwrap();
     std::fs::create_dir_all(&split).unwrap();
     write(&raw, "num-node-list.csv", "3\n");
@@ -286,6 +284,12 @@ fn ogb_folders_are_read() {
     let mut packed = flate2::write::GzEncoder::new(Vec::new(), Default::default());
     packed.write_all(b"1,2\n3,4\n5,-6\n").unwrap();
     write(&raw, "node-feat.csv.gz", packed.finish().unwrap());
+}
+
+#[test]
+fn ogb_folders_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny_ogb(dir.path());
     let data = ogb_node(dir.path()).unwrap();
     assert_eq!(
         (data.graph.num_edges(), data.y.clone(), data.classes),
@@ -296,7 +300,9 @@ fn ogb_folders_are_read() {
         [1.0, 2.0, 3.0, 4.0, 5.0, -6.0]
     );
     assert_eq!(data.split.unwrap().test, [2]);
-    write(&raw, "edge.csv", "0,7\n");
+    write(&dir.path().join("raw"), "node-label.csv", "0\nnan\n0\n");
+    assert_says(ogb_node(dir.path()), &["node-label.csv", "node 1"]);
+    write(&dir.path().join("raw"), "edge.csv", "0,7\n");
     assert_says(ogb_node(dir.path()), &["edge.csv", "target 7"]);
 }
 
@@ -410,6 +416,15 @@ proptest! {
         let bytes = std::fs::read(at.join(&name)).unwrap();
         write(at, &name, damaged(&bytes, seed));
         let _ = tu_dataset(at, "T");
+        tiny_ogb(at);
+        let parts = [
+            "raw/num-node-list.csv", "raw/edge.csv", "raw/node-label.csv", "raw/node-feat.csv.gz",
+            "split/time/train.csv",
+        ];
+        let name = parts[(seed % 5) as usize];
+        let bytes = std::fs::read(at.join(name)).unwrap();
+        write(at, name, damaged(&bytes, seed));
+        let _ = ogb_node(at);
         write(at, "e.txt", damaged(b"0 1 0.5\n2 1 4\n", seed));
         let _ = edge_list(at.join("e.txt"), None);
         let json = br#"{"nodes": [{"id": 1}, {"id": 2}], "edges": [{"source": 1, "target": 2}]}"#;

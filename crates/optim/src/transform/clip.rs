@@ -3,7 +3,9 @@
 use super::{Flow, GradientTransform};
 use crate::error::check;
 use crate::gradients::Gradients;
-use crate::Result;
+use crate::{global_norm, Result};
+use candle_core::backprop::GradStore;
+use candle_core::Var;
 
 /// `min(1, limit / norm)`.
 pub(crate) fn factor(norm: f64, limit: f64) -> f64 {
@@ -12,6 +14,27 @@ pub(crate) fn factor(norm: f64, limit: f64) -> f64 {
     } else {
         1.0
     }
+}
+
+/// Scales the gradients of some variables in a store by `min(1, limit / (norm + 1e-6))`, where `norm` is
+/// that of all of them together, and gives the norm: PyTorch's `clip_grad_norm_`, small number
+/// included, for loops whose optimizer takes no transforms and for groups that are clipped apart. A
+/// norm that is not finite scales nothing.
+///
+/// # Errors
+/// [`Error::InvalidConfig`](crate::Error::InvalidConfig) unless the limit is positive and finite.
+pub fn clip_grad_norm(grads: &mut GradStore, params: &[(String, Var)], limit: f64) -> Result<f64> {
+    check::positive("clip_grad_norm::limit", limit)?;
+    let norm = global_norm(params, grads)?;
+    let factor = limit / (norm + 1e-6);
+    if norm.is_finite() && factor < 1.0 {
+        for (_, var) in params {
+            if let Some(grad) = grads.remove(var) {
+                grads.insert(var, (grad * factor)?);
+            }
+        }
+    }
+    Ok(norm)
 }
 
 /// Scales all gradients by `min(1, limit / norm)`, where `norm` is that of all of them together.

@@ -7,6 +7,7 @@
 //! | transform | what it does | costs |
 //! | --- | --- | --- |
 //! | [`ClipByGlobalNorm`] | scales all gradients to a common norm at most | one pass of reading |
+//! | [`clip_grad_norm`] | the same as a function, for a loop with another optimizer | one pass of reading, new tensors |
 //! | [`ClipByNorm`] | the same for each tensor alone | one pass of reading |
 //! | [`ClipByValue`] | bounds every entry | nothing |
 //! | [`AddWeightDecay`] | adds a multiple of the parameter | nothing |
@@ -44,7 +45,7 @@ mod guard;
 mod spike;
 
 pub use accumulate::Accumulate;
-pub use clip::{ClipByGlobalNorm, ClipByNorm, ClipByValue};
+pub use clip::{clip_grad_norm, ClipByGlobalNorm, ClipByNorm, ClipByValue};
 pub use decay::AddWeightDecay;
 pub use guard::{Guard, NonFiniteGuard};
 pub use spike::{SpikeClip, SpikeClipConfig};

@@ -62,6 +62,13 @@ proptest! {
             let (is, was) = (norm(std::slice::from_ref(a)), norm(std::slice::from_ref(b)));
             prop_assert!((is - was.min(limit)).abs() < 1e-12 * was);
         }
+        let mut clipped = gradients(&params, seed, 0);
+        let found = clip_grad_norm(&mut clipped, &params, limit).unwrap();
+        prop_assert_eq!(found, global_norm(&params, &store).unwrap());
+        let factor = (limit / (was + 1e-6)).min(1.0);
+        for (a, b) in raw(&params, &clipped).iter().flatten().zip(before.iter().flatten()) {
+            prop_assert!((a - factor * b).abs() < 1e-12 * was);
+        }
         let value = through(&mut ClipByValue::new(limit).unwrap(), &params, &store);
         for (a, b) in value.iter().flatten().zip(before.iter().flatten()) {
             prop_assert_eq!(*a, b.clamp(-limit, limit));

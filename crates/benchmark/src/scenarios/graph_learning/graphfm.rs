@@ -1,17 +1,17 @@
 //! Self-supervised methods on one graph: probes of frozen embeddings against an untrained encoder.
 
 use super::citation::citations;
-use super::pictures::scatter;
+use super::pictures::{principal_plane, scatter};
 use crate::graph_ssl::{
-    build, cluster, embedding_for_probe, link_prediction, link_split, node_classification, train,
-    LinkProbe, Regime, TrainConfig,
+    build, cluster, link_prediction, link_split, node_classification, train, LinkProbe, Regime,
+    TrainConfig,
 };
 use crate::scenario::{
     metric, Arm, Better, Claim, Curve, Data, Definition, Metric, Paper, Role, Scenario, Setting,
     TrialContext, TrialOutcome,
 };
 use crate::Result;
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use graph_learning::io::NodeData;
 use nn::init::SeededVars;
 
@@ -46,7 +46,7 @@ impl Scenario for GraphFm {
             krate: "graph-learning",
             module: "ssl",
             tags: &["graph", "self-supervised"],
-            version: 1,
+            version: 2,
             summary: "A citation network (generated: 900 nodes, 7 classes; with real data Cora and its public split), \
                       row-normalized features, two graph convolutions of width 128, 60 epochs of Adam. Embeddings are \
                       frozen, centered and normalized: logistic regression for the classes, k-means for the clusters, and a \
@@ -139,7 +139,7 @@ impl Scenario for GraphFm {
             Ok((method, trained))
         };
         let (method, trained) = fit(&data, Some(&mut curve), 0)?;
-        let z = method.embed(&data.graph, &data.x)?;
+        let z = method.embed(&data.graph, &data.x, config.regime.embedded())?;
         let probe = node_classification(&z, &data, &mut trial.stream("probe"))?;
         let (nmi, ari) = cluster(&z, &data, &mut trial.stream("clusters"))?;
         // Links are judged by an encoder that never saw those of the test.
@@ -153,6 +153,7 @@ impl Scenario for GraphFm {
         let probe_links = LinkProbe {
             hidden: 64,
             epochs: 40,
+            embedded: config.regime.embedded(),
             ..LinkProbe::default()
         };
         let found = link_prediction(&*strict, &seen, &links, &probe_links, rng)?;
@@ -167,7 +168,7 @@ impl Scenario for GraphFm {
             .metric("seconds", cost.seconds)
             .picture(scatter(
                 "Embeddings in the plane of their two largest principal components, by class.",
-                &plane(&z)?,
+                &principal_plane(&z)?,
                 &data.y,
             ));
         if cost.seconds > 0.0 {
@@ -178,29 +179,4 @@ impl Scenario for GraphFm {
         }
         Ok(outcome.curve(curve))
     }
-}
-
-/// The two largest principal components of centered, normalized embeddings, by power iteration.
-fn plane(z: &Tensor) -> Result<Vec<[f64; 2]>> {
-    let z = embedding_for_probe(z)?;
-    let covariance = z.t()?.contiguous()?.matmul(&z)?;
-    let d = covariance.dims()[0];
-    let mut axes: Vec<Tensor> = Vec::with_capacity(2);
-    for k in 0..2 {
-        // Any start will do that is not orthogonal to the axis.
-        let start: Vec<f64> = (0..d).map(|i| 1.0 + ((i * 7 + k) % 11) as f64).collect();
-        let mut axis = Tensor::from_vec(start, (d, 1), z.device())?;
-        for _ in 0..100 {
-            axis = covariance.matmul(&axis)?;
-            for before in &axes {
-                let share = before.t()?.matmul(&axis)?;
-                axis = (axis - before.matmul(&share)?)?;
-            }
-            let norm = axis.sqr()?.sum_all()?.sqrt()?.to_scalar::<f64>()?;
-            axis = (axis / norm.max(1e-300))?;
-        }
-        axes.push(axis);
-    }
-    let points = z.matmul(&Tensor::cat(&axes, 1)?)?.to_vec2::<f64>()?;
-    Ok(points.into_iter().map(|p| [p[0], p[1]]).collect())
 }

@@ -1,6 +1,9 @@
 //! Matrices and clouds of points as SVG.
 
+use crate::graph_ssl::embedding_for_probe;
 use crate::scenario::{Picture, PictureFormat};
+use crate::Result;
+use candle_core::Tensor;
 use std::fmt::Write;
 
 /// One matrix of numbers in `[0, 1]` with its title.
@@ -74,6 +77,31 @@ pub(super) fn scatter(caption: &str, points: &[[f64; 2]], classes: &[u32]) -> Pi
         );
     }
     close(svg, caption)
+}
+
+/// The two largest principal components of centered, normalized embeddings, by power iteration.
+pub(super) fn principal_plane(z: &Tensor) -> Result<Vec<[f64; 2]>> {
+    let z = embedding_for_probe(z)?;
+    let covariance = z.t()?.contiguous()?.matmul(&z)?;
+    let d = covariance.dims()[0];
+    let mut axes: Vec<Tensor> = Vec::with_capacity(2);
+    for k in 0..2 {
+        // Any start will do that is not orthogonal to the axis.
+        let start: Vec<f64> = (0..d).map(|i| 1.0 + ((i * 7 + k) % 11) as f64).collect();
+        let mut axis = Tensor::from_vec(start, (d, 1), z.device())?;
+        for _ in 0..100 {
+            axis = covariance.matmul(&axis)?;
+            for before in &axes {
+                let share = before.t()?.matmul(&axis)?;
+                axis = (axis - before.matmul(&share)?)?;
+            }
+            let norm = axis.sqr()?.sum_all()?.sqrt()?.to_scalar::<f64>()?;
+            axis = (axis / norm.max(1e-300))?;
+        }
+        axes.push(axis);
+    }
+    let points = z.matmul(&Tensor::cat(&axes, 1)?)?.to_vec2::<f64>()?;
+    Ok(points.into_iter().map(|p| [p[0], p[1]]).collect())
 }
 
 fn open(width: f64, height: f64) -> String {

@@ -1,6 +1,7 @@
 //! Node compactness as a second term of GRACE: as accurate, and more compact, nodes.
 
 use super::citation::citations;
+use super::pictures::{principal_plane, scatter};
 use crate::scenario::{
     metric, Arm, Better, Claim, Curve, Data, Definition, Metric, Paper, Role, Scenario, Setting,
     TrialContext, TrialOutcome,
@@ -229,7 +230,12 @@ fn judge(
         .metric("positive", report.fraction_positive)
         .curve(curve)
         .curve(by_degree(&report))
-        .curve(distribution(&report)))
+        .curve(distribution(&report))
+        .picture(scatter(
+            "Embeddings in the plane of their two largest principal components, by class.",
+            &principal_plane(&z)?,
+            &data.y,
+        )))
 }
 
 fn compactness(

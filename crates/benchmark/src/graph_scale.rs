@@ -1,0 +1,164 @@
+//! The page "Graphs by size" of the documentation: time and memory of training against the number of
+//! edges, on the whole graph and on sampled neighborhoods.
+
+use crate::machine::resident_bytes;
+use crate::perf::graph_networks::{sampled_step, training_epoch, Kind, Size};
+use crate::perf::{median, seconds};
+use crate::Error;
+use anyhow::{ensure, Context, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt::Write;
+use std::path::Path;
+use std::process::Command;
+
+/// The page, in the documentation's folder.
+pub const PAGE: &str = "graphs-by-size.md";
+/// What it is made from, beside it.
+pub const ROWS: &str = "graphs-by-size.json";
+
+/// Seeds of a sampled step, and the neighbors drawn at each of its two layers.
+const SEEDS: usize = 1024;
+const FANOUTS: [usize; 2] = [15, 10];
+const WIDTH: usize = 64;
+const CLASSES: usize = 16;
+const NODE_DEGREE: usize = 10;
+/// Timed steps after the first, which allocates.
+const ROUNDS: usize = 3;
+
+/// What was measured in one process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Directed edges.
+    pub edges: usize,
+    /// On sampled neighborhoods; otherwise on the whole graph.
+    pub sampled: bool,
+    /// Threads.
+    pub threads: usize,
+    /// Median milliseconds of a step.
+    pub milliseconds: f64,
+    /// Peak resident megabytes: graph, features, network and steps.
+    pub megabytes: f64,
+}
+
+/// Measures one size in this process, which should have done nothing else.
+///
+/// # Errors
+/// Those of training, and where the system does not tell (it is Linux that does).
+pub fn measure(edges: usize, sampled: bool) -> Result<Row> {
+    let before = resident_bytes("VmRSS:")?;
+    let size = Size {
+        nodes: (edges / NODE_DEGREE).max(CLASSES),
+        edges,
+        inputs: WIDTH,
+        hidden: WIDTH,
+        classes: CLASSES,
+    };
+    let mut step = match sampled {
+        true => sampled_step(size, SEEDS, FANOUTS)?,
+        false => training_epoch(size, Kind::Gcn)?,
+    };
+    step()?;
+    let times: Result<Vec<f64>> = (0..ROUNDS).map(|_| seconds(&mut step)).collect();
+    Ok(Row {
+        edges,
+        sampled,
+        threads: rayon::current_num_threads(),
+        milliseconds: 1e3 * median(times?),
+        megabytes: (resident_bytes("VmHWM:")? - before) / 1e6,
+    })
+}
+
+/// Measures each of the sizes in a process of its own; `done` is told each row.
+///
+/// # Errors
+/// A process that fails.
+pub fn run(sizes: &[(usize, bool)], done: &mut dyn FnMut(&Row) -> Result<()>) -> Result<Vec<Row>> {
+    let this = std::env::current_exe().context("this program has no path")?;
+    let mut rows = Vec::with_capacity(sizes.len());
+    for (edges, sampled) in sizes {
+        let mut command = Command::new(&this);
+        command.args(["graph-scale", "--one", "--edges", &edges.to_string()]);
+        command.args(["--regimes", if *sampled { "sampled" } else { "full" }]);
+        let output = command
+            .output()
+            .context("this program cannot be started again")?;
+        ensure!(
+            output.status.success(),
+            "{edges} edges failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let row = serde_json::from_slice(&output.stdout).context("no row was measured")?;
+        done(&row)?;
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// Reads the rows of a documentation folder.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::BadFile`], naming the file.
+pub fn rows(docs: &Path) -> crate::Result<Vec<Row>> {
+    let path = docs.join(ROWS);
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::BadFile {
+        path: path.display().to_string(),
+        reason: e.to_string(),
+    })
+}
+
+/// The rows as a table, with the time and the memory of a million edges where the whole graph is seen.
+pub fn table(rows: &[Row]) -> String {
+    let mut out = String::from(
+        "| edges | what a step sees | threads | a step, ms | ms for 10^6 edges | peak, MB | MB for 10^6 edges |\n\
+         | ---: | --- | ---: | ---: | ---: | ---: | ---: |\n",
+    );
+    for row in rows {
+        let millions = row.edges as f64 / 1e6;
+        let each = |value: f64| match row.sampled {
+            true => String::new(),
+            false => format!("{:.0}", value / millions),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {:.1} | {} | {:.0} | {} |",
+            row.edges,
+            if row.sampled {
+                "sampled neighborhoods"
+            } else {
+                "the whole graph"
+            },
+            row.threads,
+            row.milliseconds,
+            each(row.milliseconds),
+            row.megabytes,
+            each(row.megabytes),
+        );
+    }
+    out
+}
+
+/// The page as Markdown.
+pub fn markdown(rows: &[Row]) -> String {
+    let [first, second] = FANOUTS;
+    format!(
+        "\
+# Graphs by size
+
+This page is generated by `cargo run -p thalweg-benchmark -- methods` from `{ROWS}`, which
+`cargo run -p thalweg-benchmark -- graph-scale --json docs/{ROWS}` writes.
+
+Random graphs with {NODE_DEGREE} edges a node and {WIDTH} dense features, a network of two layers ({WIDTH} hidden units, {CLASSES}
+classes), Adam. *The whole graph*: forward, backward and update of a graph convolutional network on all nodes at
+once, which is an epoch. *Sampled neighborhoods*: the same of GraphSAGE on {SEEDS} nodes with {first} and {second} neighbors,
+drawing them included. Each row is a process of its own: times are medians of {ROUNDS} steps, memory is the most that
+the process held, with the graph, the features and their making.
+
+{}
+On the whole graph memory grows with the edges; nothing is held for each edge and feature. A sampled step holds
+little more than the graph and the features, and what it costs is bounded by the neighbors that are drawn.
+",
+        table(rows)
+    )
+}
