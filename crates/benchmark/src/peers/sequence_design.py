@@ -3,40 +3,6 @@
 import math
 
 
-@operation("torchgfn")
-def torchgfn(spec):
-    from gfn.estimators import DiscretePolicyEstimator
-    from gfn.gflownet import TBGFlowNet
-    from gfn.gym import HyperGrid
-    from gfn.preprocessors import KHotPreprocessor
-    from gfn.samplers import Sampler
-    from gfn.utils.modules import MLP
-
-    ndim, side, batch = 4, 8, spec["batch"]
-    env = HyperGrid(ndim=ndim, height=side)
-    features = KHotPreprocessor(height=side, ndim=ndim)
-    forward = MLP(features.output_dim, env.n_actions, 256, 2)
-    backward = MLP(features.output_dim, env.n_actions - 1, 256, 2, trunk=forward.trunk)
-    pf = DiscretePolicyEstimator(forward, env.n_actions, preprocessor=features)
-    pb = DiscretePolicyEstimator(
-        backward, env.n_actions, preprocessor=features, is_backward=True
-    )
-    model = TBGFlowNet(pf, pb)
-    sampler = Sampler(estimator=pf)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-
-    def run():
-        for _ in range(spec["steps"]):
-            paths = sampler.sample_trajectories(
-                env, n=batch, save_logprobs=True, save_estimator_outputs=False
-            )
-            optimizer.zero_grad()
-            model.loss(env, paths, recalculate_all_logprobs=False).backward()
-            optimizer.step()
-
-    return run
-
-
 @operation("torch GFlowNet")
 def gflownet(spec):
     ndim, side, batch = 4, 8, spec["batch"]
