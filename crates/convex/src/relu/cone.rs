@@ -45,9 +45,8 @@ impl ConeConfig {
 }
 
 /// Trains by an interior-point method, with no penalty to choose: some tens of steps to any precision,
-/// each with a system over the samples and one over the columns for every unit. For up to some hundred
-/// samples and thousand units the fastest way; above that [`AdmmRelu`](super::AdmmRelu) needs less
-/// memory.
+/// each with a system over the samples and one over the columns for every unit. Where there are many
+/// samples or units [`AdmmRelu`](super::AdmmRelu) needs less memory.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
