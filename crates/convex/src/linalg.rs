@@ -129,3 +129,34 @@ pub(crate) fn solve_psd(matrix: MatRef<'_, f64>, rhs: &[f64]) -> Result<Vec<f64>
     }
     Ok(out)
 }
+
+/// Conjugate gradients for `A x = right` from `x`, with `apply` as `p -> A p` for a positive definite
+/// `A`, until the residual is `tol |right|`.
+pub(crate) fn conjugate_gradient(
+    apply: impl Fn(&[f64]) -> Vec<f64>,
+    right: &[f64],
+    mut x: Vec<f64>,
+    tol: f64,
+    max_iter: usize,
+) -> Vec<f64> {
+    let mut r = right.to_vec();
+    axpy(-1.0, &apply(&x), &mut r);
+    let mut p = r.clone();
+    let mut size = dot(&r, &r);
+    let enough = (tol * norm(right)).powi(2);
+    for _ in 0..max_iter {
+        if size <= enough {
+            break;
+        }
+        let ap = apply(&p);
+        let alpha = size / dot(&p, &ap);
+        axpy(alpha, &p, &mut x);
+        axpy(-alpha, &ap, &mut r);
+        let next = dot(&r, &r);
+        for (p, r) in p.iter_mut().zip(&r) {
+            *p = r + next / size * *p;
+        }
+        size = next;
+    }
+    x
+}

@@ -176,7 +176,7 @@ fn lasso(session: &mut Session<'_>) -> Result<()> {
     let start = vec![0.0; p];
     session.measure(Case {
         slug: "bcd",
-        operation: format!("non-negative lasso {n} x {p}, gap 1e-4 |b|^2"),
+        operation: format!("non-negative lasso {n} x {p} of one distribution, gap 1e-4 |b|^2"),
         ours: "BlockCd, two-metric",
         call: Box::new(move || {
             let report = solver.solve(&mut objective, &start, &mut RandomStream::new(0))?;

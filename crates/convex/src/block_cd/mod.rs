@@ -192,6 +192,25 @@ pub enum GsqSolver {
     },
 }
 
+impl Select {
+    /// Whether blocks are chosen by the gradient of the smooth part alone.
+    fn scores_gradients(&self) -> bool {
+        match self {
+            Self::Gs | Self::Gsl | Self::Gsd(_) | Self::Gsq(_) => true,
+            Self::Tree(rule) => matches!(
+                rule,
+                TreeRule::GreedyGs
+                    | TreeRule::GreedyGsd
+                    | TreeRule::GreedyGsl
+                    | TreeRule::Dense { .. }
+            ),
+            Self::Random | Self::Cyclic | Self::Perm | Self::LipschitzSampling | Self::ProxGsq => {
+                false
+            }
+        }
+    }
+}
+
 /// Which nodes a graph rule takes.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TreeRule {
@@ -362,13 +381,20 @@ impl BlockCdConfig {
             Select::Gsq(GsqSolver::Iht { iters }) => {
                 check::at_least("GsqSolver::Iht::iters", *iters, 1)?;
             }
+            Select::Tree(_) if fixed => return no("a graph rule", "with fixed blocks"),
             Select::Tree(TreeRule::Dense { size: Some(size) }) => {
                 check::at_least("TreeRule::Dense::size", *size, 1)?;
             }
-            Select::Tree(_) if fixed => return no("a graph rule", "with fixed blocks"),
             _ => {}
         }
         let smooth = self.penalty == Penalty::None;
+        if !smooth && self.select.scores_gradients() {
+            // A coordinate at its bound may have the largest gradient and yet not move.
+            return no(
+                "a rule that scores gradients",
+                "with a penalty: take ProxGsq, or one without scores",
+            );
+        }
         match self.update {
             Update::TwoMetric if !matches!(self.penalty, Penalty::NonNegative { .. }) => no(
                 "the two-metric update",

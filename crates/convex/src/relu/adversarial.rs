@@ -4,7 +4,7 @@ use super::interior::{self, Program};
 use super::model::{group_norms, outputs_and_slack, violation};
 use super::{ConvexLoss, ConvexReluModel, Data, Patterns};
 use crate::error::check;
-use crate::linalg::norm;
+use crate::linalg::{conjugate_gradient, norm};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use faer::linalg::solvers::{Llt, Solve};
@@ -18,7 +18,9 @@ pub enum AdversarialSolver {
         /// Gap and infeasibility, absolute and relative, at which it stops.
         tol: f64,
     },
-    /// By splitting, with one factorization and proximal steps; a few digits.
+    /// By splitting, with proximal steps; a few digits, and no bound: the gap is infinite. Up to 4000
+    /// unknowns (two times patterns times columns and one) with one factorization, beyond by conjugate
+    /// gradients without a matrix.
     SplitAdmm {
         /// Penalty at the start; `None` = `0.1 / n`. It is doubled or halved where primal and dual
         /// residual differ by ten.
@@ -175,7 +177,7 @@ impl AdversarialRelu {
             }
             AdversarialSolver::SplitAdmm { rho, max_iter, tol } => {
                 let rho = rho.unwrap_or(0.1 / data.y.len() as f64);
-                let mut split = Split::new(&program, rho)?;
+                let mut split = Split::new(&program, rho, DENSE)?;
                 let converged = split.run(max_iter, tol)?;
                 let (v, w) = split.units();
                 (v, w, f64::NEG_INFINITY, split.iterations, converged)
@@ -208,7 +210,8 @@ fn objective(p: &Program<'_>, v: &[f64], w: &[f64]) -> f64 {
 struct Split<'a> {
     program: &'a Program<'a>,
     rho: f64,
-    factor: Llt<f64>,
+    /// Of `K'K`, where it is small enough.
+    factor: Option<Llt<f64>>,
     /// `[d + 1, 2 P]`
     p: Mat<f64>,
     q: Copies,
@@ -254,8 +257,13 @@ impl Copies {
     }
 }
 
+/// Unknowns up to which `K'K` is factored.
+const DENSE: usize = 4000;
+/// Relative residual at which conjugate gradients stop; they start at the step before.
+const RESIDUAL: f64 = 1e-10;
+
 impl<'a> Split<'a> {
-    fn new(program: &'a Program<'a>, rho: f64) -> Result<Self> {
+    fn new(program: &'a Program<'a>, rho: f64, dense: usize) -> Result<Self> {
         let (n, d) = (program.patterns.n, program.patterns.d);
         let columns = 2 * program.patterns.len();
         let size = columns * (d + 1);
@@ -265,18 +273,10 @@ impl<'a> Split<'a> {
             groups: Mat::zeros(d, columns),
             samples: Mat::zeros(d + 1, n),
         };
-        // K'K, a column at a time.
-        let mut normal = Mat::zeros(size, size);
-        for e in 0..size {
-            let mut unit = Mat::zeros(d + 1, columns);
-            unit[(e % (d + 1), e / (d + 1))] = 1.0;
-            let image = apply(program, &unit);
-            let back = adjoint(program, &image);
-            (0..size).for_each(|f| normal[(f, e)] = back[(f % (d + 1), f / (d + 1))]);
-        }
-        let factor = normal
-            .llt(Side::Lower)
-            .map_err(|e| Error::numerical("the factorization of K'K", e))?;
+        let factor = match size <= dense {
+            true => Some(factor(program, size)?),
+            false => None,
+        };
         Ok(Self {
             program,
             rho,
@@ -286,6 +286,26 @@ impl<'a> Split<'a> {
             dual: copies,
             iterations: 0,
         })
+    }
+
+    /// `(K'K)^-1 right`.
+    fn solve(&self, right: &Mat<f64>) -> Mat<f64> {
+        let rows = right.nrows();
+        let flat = |m: &Mat<f64>| -> Vec<f64> {
+            let columns = (0..m.ncols()).flat_map(|c| (0..rows).map(move |j| (j, c)));
+            columns.map(|at| m[at]).collect()
+        };
+        let shaped = |x: &[f64]| Mat::from_fn(rows, right.ncols(), |j, c| x[c * rows + j]);
+        if let Some(factor) = &self.factor {
+            let b = flat(right);
+            let mut x = Mat::from_fn(b.len(), 1, |e, _| b[e]);
+            factor.solve_in_place(x.as_mut());
+            return Mat::from_fn(rows, right.ncols(), |j, c| x[(c * rows + j, 0)]);
+        }
+        let product = |p: &[f64]| flat(&adjoint(self.program, &apply(self.program, &shaped(p))));
+        let (b, start) = (flat(right), flat(&self.p));
+        let most = b.len();
+        shaped(&conjugate_gradient(product, &b, start, RESIDUAL, most))
     }
 
     fn units(&self) -> (Vec<f64>, Vec<f64>) {
@@ -336,10 +356,7 @@ impl<'a> Split<'a> {
         let mut right = self.q.clone();
         right.zip(&self.dual, |q, u| q - u);
         let back = adjoint(self.program, &right);
-        let rows = back.nrows();
-        let mut x = Mat::from_fn(rows * back.ncols(), 1, |e, _| back[(e % rows, e / rows)]);
-        self.factor.solve_in_place(x.as_mut());
-        self.p = Mat::from_fn(rows, back.ncols(), |j, c| x[(c * rows + j, 0)]);
+        self.p = self.solve(&back);
         let image = apply(self.program, &self.p);
         let mut next = image.clone();
         next.zip(&self.dual, |k, u| k + u);
@@ -437,6 +454,21 @@ impl<'a> Split<'a> {
     }
 }
 
+/// The factorization of `K'K`, which is made a column at a time.
+fn factor(program: &Program<'_>, size: usize) -> Result<Llt<f64>> {
+    let (columns, rows) = (2 * program.patterns.len(), program.patterns.d + 1);
+    let mut normal = Mat::zeros(size, size);
+    for e in 0..size {
+        let mut unit = Mat::zeros(rows, columns);
+        unit[(e % rows, e / rows)] = 1.0;
+        let back = adjoint(program, &apply(program, &unit));
+        (0..size).for_each(|f| normal[(f, e)] = back[(f % rows, f / rows)]);
+    }
+    normal
+        .llt(Side::Lower)
+        .map_err(|e| Error::numerical("the factorization of K'K", e))
+}
+
 /// Projects on `{|a|_1 <= t}` over the perturbed entries; the others stay. Gives `t`.
 fn project_epigraph(a: &mut [f64], t: f64, perturbed: &[bool]) -> f64 {
     let mut sizes: Vec<f64> = a
@@ -525,4 +557,36 @@ fn adjoint(program: &Program<'_>, q: &Copies) -> Mat<f64> {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RandomStream;
+    use candle_core::{DType, Device};
+
+    /// Steps with and without a matrix end at the same units.
+    #[test]
+    fn conjugate_gradients_take_the_steps_of_the_factorization() -> Result<()> {
+        let mut stream = RandomStream::new(3);
+        let x = stream.normal(0.0, 1.0, (9, 3), DType::F64, &Device::Cpu)?;
+        let y = x.narrow(1, 0, 1)?.squeeze(1)?.sign()?;
+        let patterns = Patterns::sample(&x, 8, &mut stream)?;
+        let solver = AdversarialRelu::new(AdversarialConfig::default())?;
+        let data = solver.data(&x, &y, &patterns)?;
+        let perturbed = solver.perturbed(3)?;
+        let program = solver.program(&data, &patterns, &perturbed);
+        let run = |dense| -> Result<Vec<f64>> {
+            let mut split = Split::new(&program, 0.05, dense)?;
+            split.run(60, 0.0)?;
+            let (v, w) = split.units();
+            Ok([v, w].concat())
+        };
+        let (factored, iterated) = (run(DENSE)?, run(0)?);
+        assert!(factored.iter().any(|x| x.abs() > 1e-3));
+        for (a, b) in factored.iter().zip(&iterated) {
+            assert!((a - b).abs() < 1e-7, "{a} {b}");
+        }
+        Ok(())
+    }
 }

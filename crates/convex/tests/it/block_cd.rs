@@ -455,6 +455,39 @@ fn bad_input_is_named() {
         "lo <= hi",
     );
     named(config(|c| c.update = Update::TwoMetric), "non-negativity");
+    let penalized = |select| {
+        BlockCd::new(BlockCdConfig {
+            penalty: Penalty::NonNegative { l1: 0.0 },
+            update: Update::ProxGradient,
+            select,
+            ..Default::default()
+        })
+    };
+    let by_gradient = [
+        Select::Gs,
+        Select::Gsd(DiagBound::Li),
+        Select::Gsq(GsqSolver::Iht { iters: 5 }),
+        Select::Tree(TreeRule::GreedyGsd),
+        Select::Tree(TreeRule::Dense { size: None }),
+    ];
+    for select in by_gradient {
+        named(penalized(select).unwrap_err(), "ProxGsq");
+    }
+    for select in [
+        Select::Random,
+        Select::Cyclic,
+        Select::LipschitzSampling,
+        Select::ProxGsq,
+    ] {
+        assert!(penalized(select).is_ok());
+    }
+    named(
+        config(|c| {
+            c.partition = Partition::Fixed(FixedRule::Order);
+            c.select = Select::Tree(TreeRule::Dense { size: Some(2) });
+        }),
+        "fixed blocks",
+    );
     let solve = |config: BlockCdConfig, x0: &[f64]| {
         let mut objective = LeastSquares::new(a(), &[1.0, 2.0]).unwrap();
         BlockCd::new(config)
@@ -475,6 +508,7 @@ fn bad_input_is_named() {
     named(solve(given, &[0.0; 2]), "coordinate 0 2 times");
     let bounded = BlockCdConfig {
         penalty: Penalty::NonNegative { l1: 0.0 },
+        select: Select::ProxGsq,
         update: Update::ProxGradient,
         ..Default::default()
     };

@@ -1,7 +1,7 @@
 //! The quadratic problem of a step, and the proximal updates after it.
 
 use super::{columns, gate, AdmmConfig, AdmmRun, Gates, Primal};
-use crate::linalg::{axpy, dot, norm, product};
+use crate::linalg::{axpy, conjugate_gradient, dot, norm, product};
 use crate::relu::Data;
 use crate::{Error, RandomStream, Result};
 use faer::linalg::matmul::matmul;
@@ -364,26 +364,7 @@ impl AdmmRun {
             axpy(1.0, p, &mut out);
             out
         };
-        let mut u = self.u.clone();
-        let mut r = right.clone();
-        axpy(-1.0, &apply(&u), &mut r);
-        let mut p = r.clone();
-        let mut size = dot(&r, &r);
-        let enough = (tol * norm(&right)).powi(2);
-        for _ in 0..max_iter {
-            if size <= enough {
-                break;
-            }
-            let ap = apply(&p);
-            let alpha = size / dot(&p, &ap);
-            axpy(alpha, &p, &mut u);
-            axpy(-alpha, &ap, &mut r);
-            let next = dot(&r, &r);
-            for (p, r) in p.iter_mut().zip(&r) {
-                *p = r + next / size * *p;
-            }
-            size = next;
-        }
+        let u = conjugate_gradient(apply, &right, self.u.clone(), tol, max_iter);
         self.u = u;
     }
 
