@@ -23,7 +23,7 @@
 use crate::error::check;
 use crate::fused::{counters, delegate, Core, Rates, State};
 use crate::gradients::Gradients;
-use crate::param_group::flatten;
+use crate::param_group::{flatten, shared};
 use crate::transform::GradientTransform;
 use crate::{DecayMask, NonFinite, ParamGroup, Result, StepReport, WeightDecay};
 use candle_core::backprop::GradStore;
@@ -160,18 +160,21 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// Groups of parameters with hyper-parameters of their own. The non-finite policy is that of
-    /// the first group.
+    /// Groups of parameters with hyper-parameters of their own. The non-finite policy is one for
+    /// all.
     ///
     /// # Errors
-    /// Those of [`AdamWConfig::validate`], and for parameters that are given twice, share memory or
-    /// are not floating point.
+    /// Those of [`AdamWConfig::validate`], for groups that differ in the non-finite policy, and for
+    /// parameters that are given twice, share memory or are not floating point.
     pub fn with_groups(groups: Vec<ParamGroup<AdamWConfig>>) -> Result<Self> {
         for group in &groups {
             group.config.validate()?;
         }
         let (params, owner, configs) = flatten(groups)?;
-        let nonfinite = configs.first().map(|c| c.nonfinite).unwrap_or_default();
+        let nonfinite = shared(
+            "AdamWConfig::nonfinite",
+            configs.iter().map(|c| c.nonfinite),
+        )?;
         Ok(Self {
             steps: vec![0; params.len()],
             core: Core::new(params, ["m", "v"], StateDType::Compute, nonfinite)?,

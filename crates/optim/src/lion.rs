@@ -44,7 +44,7 @@
 use crate::error::check;
 use crate::fused::{delegate, Core, Rates, State};
 use crate::gradients::Gradients;
-use crate::param_group::flatten;
+use crate::param_group::{flatten, shared};
 use crate::transform::GradientTransform;
 use crate::{DecayMask, NonFinite, ParamGroup, Result, StepReport};
 use candle_core::backprop::GradStore;
@@ -239,22 +239,22 @@ pub struct Lion {
 
 impl Lion {
     /// Groups of parameters with hyper-parameters of their own. Momentum type and non-finite policy
-    /// are those of the first group.
+    /// are one for all.
     ///
     /// # Errors
-    /// Those of [`LionConfig::validate`], and for parameters that are given twice, share memory or
-    /// are not floating point.
+    /// Those of [`LionConfig::validate`], for groups that differ in what is one for all, and for
+    /// parameters that are given twice, share memory or are not floating point.
     pub fn with_groups(groups: Vec<ParamGroup<LionConfig>>) -> Result<Self> {
         for group in &groups {
             group.config.validate()?;
         }
         let (params, owner, configs) = flatten(groups)?;
-        let first = configs.first().cloned().unwrap_or_default();
-        let dtype = first
-            .momentum_dtype
+        let dtypes = configs.iter().map(|c| c.momentum_dtype);
+        let dtype = shared("LionConfig::momentum_dtype", dtypes)?
             .map_or(StateDType::Compute, StateDType::Fixed);
+        let nonfinite = shared("LionConfig::nonfinite", configs.iter().map(|c| c.nonfinite))?;
         Ok(Self {
-            core: Core::new(params, ["m"], dtype, first.nonfinite)?,
+            core: Core::new(params, ["m"], dtype, nonfinite)?,
             rates: Rates::new(configs.iter().map(|c| c.lr)),
             configs,
             owner,

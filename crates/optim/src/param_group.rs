@@ -103,6 +103,26 @@ pub(crate) fn flatten<C>(groups: Vec<ParamGroup<C>>) -> Result<Flattened<C>> {
     Ok((params, group_of, configs))
 }
 
+/// What all groups must have in common; the default without a group.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] where a group differs from the first one.
+pub(crate) fn shared<T: Default + PartialEq + fmt::Debug>(
+    field: &'static str,
+    mut values: impl Iterator<Item = T>,
+) -> Result<T> {
+    let Some(first) = values.next() else {
+        return Ok(T::default());
+    };
+    match values.find(|value| *value != first) {
+        Some(other) => {
+            let expected = format!("{first:?} in every group, as in the first");
+            Err(Error::config(field, format!("{other:?}"), expected))
+        }
+        None => Ok(first),
+    }
+}
+
 /// A predicate on a parameter's name and value.
 pub type ParamPredicate = Arc<dyn Fn(&str, &Var) -> bool + Send + Sync>;
 

@@ -18,7 +18,7 @@
 use crate::adamw::couple;
 use crate::error::check;
 use crate::fused::{counters, delegate, Core, Rates, State};
-use crate::param_group::flatten;
+use crate::param_group::{flatten, shared};
 use crate::transform::GradientTransform;
 use crate::{DecayMask, NonFinite, ParamGroup, Result, StepReport, WeightDecay};
 use candle_core::backprop::GradStore;
@@ -128,18 +128,18 @@ pub struct SgdMomentum {
 }
 
 impl SgdMomentum {
-    /// Groups of parameters with hyper-parameters of their own. The non-finite policy is that of
-    /// the first group.
+    /// Groups of parameters with hyper-parameters of their own. The non-finite policy is one for
+    /// all.
     ///
     /// # Errors
-    /// Those of [`SgdConfig::validate`], and for parameters that are given twice, share memory or
-    /// are not floating point.
+    /// Those of [`SgdConfig::validate`], for groups that differ in the non-finite policy, and for
+    /// parameters that are given twice, share memory or are not floating point.
     pub fn with_groups(groups: Vec<ParamGroup<SgdConfig>>) -> Result<Self> {
         for group in &groups {
             group.config.validate()?;
         }
         let (params, owner, configs) = flatten(groups)?;
-        let nonfinite = configs.first().map(|c| c.nonfinite).unwrap_or_default();
+        let nonfinite = shared("SgdConfig::nonfinite", configs.iter().map(|c| c.nonfinite))?;
         Ok(Self {
             steps: vec![0; params.len()],
             core: Core::new(params, ["b"], StateDType::Compute, nonfinite)?,

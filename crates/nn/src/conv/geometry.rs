@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use candle_core::{Shape, Tensor};
+use tensor_core::kernels::conv::Window;
 
 /// A convolution of one or two spatial dimensions; with one, the height is 1.
 ///
@@ -12,18 +13,8 @@ use candle_core::{Shape, Tensor};
 pub(crate) struct Geometry {
     pub batch: usize,
     pub groups: usize,
-    /// Channels of `x` in a group.
-    pub inputs: usize,
-    /// Channels of `y` in a group.
-    pub outputs: usize,
-    /// Height and width of `x`.
-    pub size: [usize; 2],
-    /// Height and width of `y`.
-    pub out: [usize; 2],
-    pub kernel: [usize; 2],
-    pub stride: [usize; 2],
-    pub padding: [usize; 2],
-    pub dilation: [usize; 2],
+    /// Sizes of one group of one image.
+    pub window: Window,
     /// Spatial dimensions of the tensors: 1 or 2.
     pub rank: usize,
 }
@@ -101,28 +92,27 @@ impl Geometry {
             let expected = format!("{} channels", inputs * groups);
             return Err(Error::shape("input", x.dims(), expected));
         }
-        let size = spatial(&x.dims()[2..]);
-        let geometry = Self {
-            batch: x.dims()[0],
-            groups,
+        let window = Window {
             inputs,
             outputs: outputs / groups,
-            size,
+            size: spatial(&x.dims()[2..]),
             out: [0, 0],
             kernel: spatial(&weight.dims()[2..]),
             stride: settings.pair(settings.stride, 1),
             padding: settings.pair(settings.padding, 0),
             dilation: settings.pair(settings.dilation, 1),
-            rank: settings.rank,
         };
-        let reach = |i: usize| geometry.dilation[i] * (geometry.kernel[i] - 1) + 1;
-        let padded = |i: usize| size[i] + 2 * geometry.padding[i];
-        if (0..2).any(|i| padded(i) < reach(i)) {
+        let Some(fitted) = window.fitted() else {
+            let reach = |i: usize| window.dilation[i] * (window.kernel[i] - 1) + 1;
             let expected = format!("at least {:?} with its padding", [reach(0), reach(1)]);
             return Err(Error::shape("input", x.dims(), expected));
-        }
-        let out = [0, 1].map(|i| (padded(i) - reach(i)) / geometry.stride[i] + 1);
-        Ok(Self { out, ..geometry })
+        };
+        Ok(Self {
+            batch: x.dims()[0],
+            groups,
+            window: fitted,
+            rank: settings.rank,
+        })
     }
 
     /// Of the transposed convolution of `y` `[B, groups outputs, ..]` with `weight`
@@ -161,20 +151,18 @@ impl Geometry {
         Ok(Self {
             batch: y.dims()[0],
             groups,
-            inputs: weight.dims()[1],
-            outputs: channels / groups,
-            size: [0, 1].map(|i| full(i) - 2 * padding[i]),
-            out,
-            kernel,
-            stride,
-            padding,
-            dilation,
+            window: Window {
+                inputs: weight.dims()[1],
+                outputs: channels / groups,
+                size: [0, 1].map(|i| full(i) - 2 * padding[i]),
+                out,
+                kernel,
+                stride,
+                padding,
+                dilation,
+            },
             rank: settings.rank,
         })
-    }
-
-    pub fn taps(&self) -> usize {
-        self.kernel[0] * self.kernel[1]
     }
 
     fn tensor(&self, channels: usize, size: [usize; 2]) -> Shape {
@@ -186,20 +174,20 @@ impl Geometry {
 
     /// The shape of `x`.
     pub fn input_shape(&self) -> Shape {
-        self.tensor(self.groups * self.inputs, self.size)
+        self.tensor(self.groups * self.window.inputs, self.window.size)
     }
 
     /// The shape of `y`.
     pub fn output_shape(&self) -> Shape {
-        self.tensor(self.groups * self.outputs, self.out)
+        self.tensor(self.groups * self.window.outputs, self.window.out)
     }
 
     /// The shape of the weight.
     pub fn weight_shape(&self) -> Shape {
-        let (o, i) = (self.groups * self.outputs, self.inputs);
+        let (o, i) = (self.groups * self.window.outputs, self.window.inputs);
         match self.rank {
-            1 => Shape::from((o, i, self.kernel[1])),
-            _ => Shape::from((o, i, self.kernel[0], self.kernel[1])),
+            1 => Shape::from((o, i, self.window.kernel[1])),
+            _ => Shape::from((o, i, self.window.kernel[0], self.window.kernel[1])),
         }
     }
 }

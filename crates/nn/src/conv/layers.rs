@@ -12,6 +12,7 @@ use candle_nn::{
 };
 use rayon::prelude::*;
 use tensor_core::autograd::keeps_graph;
+use tensor_core::kernels::conv::Map;
 
 /// Weight, bias and activation of every layer.
 #[derive(Debug, Clone)]
@@ -121,13 +122,7 @@ impl Module for Conv1d {
                 cudnn_fwd_algo,
             )
         };
-        Ok(run(
-            x,
-            &self.parameters,
-            geometry,
-            maps::Map::Forward,
-            by_candle,
-        )?)
+        Ok(run(x, &self.parameters, geometry, Map::Forward, by_candle)?)
     }
 }
 
@@ -146,7 +141,7 @@ impl Conv2d {
     /// [`Error::Shape`] and [`Error::DType`] when tensors do not fit.
     pub fn forward_shifted(&self, x: &Tensor, shift: &Tensor) -> Result<Tensor> {
         let (geometry, _) = self.geometry(x)?;
-        let expected = [geometry.batch, geometry.groups * geometry.outputs];
+        let expected = [geometry.batch, geometry.groups * geometry.window.outputs];
         if shift.dims() != expected {
             let expected = format!("{expected:?}, images and channels");
             return Err(Error::shape("shift", shift.dims(), expected));
@@ -178,7 +173,7 @@ impl Conv2d {
         let Some(bias) = &self.parameters.bias else {
             return self.run(x, Some(onto));
         };
-        check_bias(Some(bias), geometry.groups * geometry.outputs)?;
+        check_bias(Some(bias), geometry.groups * geometry.window.outputs)?;
         same_dtype(x, [Some(bias), Some(onto)])?;
         let onto = onto.broadcast_add(&bias.reshape((1, (), 1, 1))?)?;
         self.run(x, Some(&onto))
@@ -209,7 +204,7 @@ impl Conv2d {
                 config.cudnn_fwd_algo,
             )
         };
-        let map = (geometry, maps::Map::Forward);
+        let map = (geometry, Map::Forward);
         run_with(x, &self.parameters, added, map, by_candle)
     }
 }
@@ -218,7 +213,7 @@ impl Module for Conv2d {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let (geometry, _) = self.geometry(x)?;
         let bias = self.parameters.bias.as_ref();
-        check_bias(bias, geometry.groups * geometry.outputs)?;
+        check_bias(bias, geometry.groups * geometry.window.outputs)?;
         Ok(self.run(x, bias)?)
     }
 }
@@ -262,7 +257,7 @@ impl Module for ConvTranspose1d {
             x,
             &self.parameters,
             geometry,
-            maps::Map::Transposed,
+            Map::Transposed,
             by_candle,
         )?)
     }
@@ -292,7 +287,7 @@ impl Module for ConvTranspose2d {
             x,
             &self.parameters,
             geometry,
-            maps::Map::Transposed,
+            Map::Transposed,
             by_candle,
         )?)
     }
@@ -303,7 +298,7 @@ fn run(
     x: &Tensor,
     parameters: &Parameters,
     geometry: Geometry,
-    map: maps::Map,
+    map: Map,
     by_candle: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
 ) -> Result<Tensor> {
     let bias = parameters.bias.as_ref();
@@ -312,11 +307,8 @@ fn run(
 }
 
 /// Channels of the result.
-fn channels(g: &Geometry, map: maps::Map) -> usize {
-    match map {
-        maps::Map::Forward => g.groups * g.outputs,
-        maps::Map::Transposed => g.groups * g.inputs,
-    }
+fn channels(g: &Geometry, map: Map) -> usize {
+    g.groups * map.channels(&g.window)
 }
 
 /// `f(map(x) + added)`, where `added` has a number for each channel, one for each channel of each
@@ -325,7 +317,7 @@ fn run_with(
     x: &Tensor,
     parameters: &Parameters,
     added: Option<&Tensor>,
-    (geometry, map): (Geometry, maps::Map),
+    (geometry, map): (Geometry, Map),
     by_candle: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
 ) -> Result<Tensor> {
     let Parameters {
@@ -346,8 +338,8 @@ fn run_with(
         return after.of(&y);
     }
     let z = match (has_kernel(x), map) {
-        (true, maps::Map::Forward) => maps::convolve(x, weight, geometry)?,
-        (true, maps::Map::Transposed) => maps::input_gradient(x, weight, geometry)?,
+        (true, Map::Forward) => maps::convolve(x, weight, geometry)?,
+        (true, Map::Transposed) => maps::input_gradient(x, weight, geometry)?,
         (false, _) => by_candle(&x.contiguous()?)?,
     };
     let z = match added {
@@ -371,16 +363,16 @@ fn node<T: Scalar>(
     (x, weight, added): Arguments<'_>,
     activation: Activation,
     g: Geometry,
-    map: maps::Map,
+    map: Map,
 ) -> Result<Tensor> {
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let added = added.map(Tensor::contiguous).transpose()?;
     let (y, shape) = match map {
-        maps::Map::Forward => (
+        Map::Forward => (
             maps::forward::<T>(&x, &weight, added.as_ref(), activation, &g)?,
             g.output_shape(),
         ),
-        maps::Map::Transposed => (
+        Map::Transposed => (
             maps::transposed::<T>(&x, &weight, added.as_ref(), activation, &g)?,
             g.input_shape(),
         ),
@@ -401,7 +393,7 @@ fn gradients<T: Scalar>(
     dy: &Tensor,
     activation: Activation,
     g: &Geometry,
-    map: maps::Map,
+    map: Map,
 ) -> Result<Vec<Option<Tensor>>> {
     let (x, weight) = (arguments[0], arguments[1]);
     let wanted = |i: usize| arguments.get(i).is_some_and(|t| t.track_op());
@@ -414,12 +406,12 @@ fn gradients<T: Scalar>(
     };
     let dx = match (wanted(0), map) {
         (false, _) => None,
-        (true, maps::Map::Forward) => {
+        (true, Map::Forward) => {
             let identity = Activation::Identity;
             let dx = maps::transposed::<T>(&dz, weight, None, identity, g)?;
             Some(tensor(dx, x.shape())?)
         }
-        (true, maps::Map::Transposed) => {
+        (true, Map::Transposed) => {
             let dx = maps::forward::<T>(&dz, weight, None, Activation::Identity, g)?;
             Some(tensor(dx, x.shape())?)
         }
@@ -429,8 +421,8 @@ fn gradients<T: Scalar>(
             let (xv, dzv) = (View::new(x)?, View::new(&dz)?);
             // The transposed layer's output is the `x` of the geometry.
             let dw = match map {
-                maps::Map::Forward => maps::weight_sums::<T>(xv.slice()?, dzv.slice()?, g),
-                maps::Map::Transposed => maps::weight_sums::<T>(dzv.slice()?, xv.slice()?, g),
+                Map::Forward => maps::weight_sums::<T>(xv.slice()?, dzv.slice()?, g),
+                Map::Transposed => maps::weight_sums::<T>(dzv.slice()?, xv.slice()?, g),
             };
             Some(tensor(dw, weight.shape())?)
         }

@@ -1,13 +1,14 @@
 //! The three bilinear maps of a convolution on the CPU, each the derivative of the others.
 
 use super::geometry::Geometry;
-use super::plan::{self, Pass, Source, OVERHANG};
-use super::tiles::{panels, Correlate, Outer, PAD, PANEL};
 use crate::activation::Activation;
-use crate::kernel::{filled, sum2, transpose, vectorized, Computed, Matrix, Scalar, View};
+use crate::kernel::{filled, sum2, vectorized, Computed, Scalar, View};
 use crate::Result;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
+use tensor_core::kernels::conv::{
+    pack, transpose, Correlate, Map, Outer, Pass, Source, OVERHANG, PAD, PANEL,
+};
 
 /// Multiply-adds below which a piece of work is not worth another thread.
 const WORTH: usize = 200_000;
@@ -95,13 +96,6 @@ fn weight_gradient_typed<T: Scalar>(x: &Tensor, dy: &Tensor, g: Geometry) -> Res
     Ok(x.apply_op2(&dy, node)?)
 }
 
-/// Which map a correlation of an input with weights computes.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Map {
-    Forward,
-    Transposed,
-}
-
 /// `f(x * w + added)`; contiguous operands, values only.
 pub(super) fn forward<T: Scalar>(
     x: &Tensor,
@@ -140,24 +134,16 @@ fn correlation<T: Scalar>(
             _ => Added::Nothing,
         },
         activation,
-        outputs: match map {
-            Map::Forward => g.outputs,
-            Map::Transposed => g.inputs,
-        },
-        size: match map {
-            Map::Forward => g.out,
-            Map::Transposed => g.size,
-        },
+        outputs: map.channels(&g.window),
+        size: map.size(&g.window),
         groups: g.groups,
     };
-    let (source, passes) = match map {
-        Map::Forward => plan::forward(g),
-        Map::Transposed => plan::input_gradient(g),
-    };
-    let passes = passes
-        .into_iter()
-        .map(|pass| Packed::new(pass, map, &source, wv.slice()?, g));
-    let passes = passes.collect::<Result<Vec<_>>>()?;
+    let (source, passes) = map.plan(&g.window);
+    let weights = wv.slice()?;
+    let passes = passes.into_iter();
+    let passes: Vec<_> = passes
+        .map(|pass| Packed::new(pass, map, &source, weights, g))
+        .collect();
     let total =
         g.batch * g.groups * correlation.outputs * correlation.size[0] * correlation.size[1];
     Ok(filled(total, |out| correlation.run(&source, &passes, out)))
@@ -172,37 +158,14 @@ struct Packed<T> {
 }
 
 impl<T: Scalar> Packed<T> {
-    fn new(pass: Pass, map: Map, source: &Source, w: &[T], g: &Geometry) -> Result<Self> {
-        let offsets = (0..source.channels)
-            .flat_map(|c| pass.taps.iter().map(move |(_, at)| c * source.plane + at))
-            .collect();
-        let outputs = match map {
-            Map::Forward => g.outputs,
-            Map::Transposed => g.inputs,
-        };
-        let weights = |group: usize| {
-            let mut packed = Vec::with_capacity(outputs * source.channels * pass.taps.len());
-            for (first, size) in panels(outputs) {
-                for c in 0..source.channels {
-                    for (tap, _) in &pass.taps {
-                        packed.extend((first..first + size).map(|o| {
-                            let (row, column) = match map {
-                                Map::Forward => (group * g.outputs + o, c),
-                                Map::Transposed => (group * g.outputs + c, o),
-                            };
-                            w[(row * g.inputs + column) * g.taps() + tap]
-                        }));
-                    }
-                }
-            }
-            packed
-        };
-        let weights = (0..g.groups).map(weights).collect();
-        Ok(Self {
+    fn new(pass: Pass, map: Map, source: &Source, w: &[T], g: &Geometry) -> Self {
+        let of_group = g.window.outputs * g.window.inputs * g.window.taps();
+        let groups = w.chunks_exact(of_group);
+        Self {
+            offsets: source.offsets(&pass),
+            weights: groups.map(|w| pack(map, &pass, w, &g.window)).collect(),
             pass,
-            offsets,
-            weights,
-        })
+        }
     }
 }
 
@@ -275,7 +238,12 @@ impl<T: Scalar> Correlation<'_, T> {
         let least = WORTH / (block * plane * depth.max(1)).max(1) + 1;
         let lines = passes.iter().map(|p| p.pass.line(source.pitch)).max();
         let stride = lines.unwrap_or(0).next_multiple_of(OVERHANG);
-        let buffers = || (vec![T::ZERO; source.len()], vec![T::ZERO; block * stride]);
+        let buffers = || {
+            (
+                vec![T::ZERO; source.padded_len()],
+                vec![T::ZERO; block * stride],
+            )
+        };
         let pieces = pieces.into_par_iter().with_min_len(least);
         pieces.for_each_init(buffers, |(padded, lines), (image, first, out)| {
             let size = self.input.len() / images;
@@ -359,13 +327,11 @@ impl<T: Scalar> Correlation<'_, T> {
 
 /// `dw`: a fixed cut of the batch, each part's sums in order, the parts added in order.
 pub(super) fn weight_sums<T: Scalar>(x: &[T], dy: &[T], g: &Geometry) -> Vec<T> {
-    let (source, passes) = plan::forward(g);
+    let (source, passes) = Map::Forward.plan(&g.window);
     let Some(pass) = passes.first() else {
         return vec![];
     };
-    let mut offsets: Vec<usize> = (0..source.channels)
-        .flat_map(|c| pass.taps.iter().map(move |(_, at)| c * source.plane + at))
-        .collect();
+    let mut offsets = source.offsets(pass);
     let k = offsets.len();
     let first = offsets.first().map_or(0, |o| *o);
     offsets.resize(k + PAD, first);
@@ -379,25 +345,25 @@ pub(super) fn weight_sums<T: Scalar>(x: &[T], dy: &[T], g: &Geometry) -> Vec<T> 
     };
     // Each part has sums of its own: as many parts as stay small beside the data, and each with
     // enough outputs to pay for making its sums and adding them up.
-    let weights = g.outputs * k * g.groups;
-    let paid = (g.batch * g.out[0] * g.out[1] / OUTPUTS).max(1);
+    let weights = g.window.outputs * k * g.groups;
+    let paid = (g.batch * g.window.out[0] * g.window.out[1] / OUTPUTS).max(1);
     let parts = ((4 << 20) / weights)
         .clamp(1, PIECES.min(paid))
         .min(g.batch);
     let each = g.batch.div_ceil(parts);
     let parts = g.batch.div_ceil(each);
-    let cuts = (PIECES / (parts * g.groups)).clamp(1, g.outputs.div_ceil(4 * OVERHANG));
-    let block = g.outputs.div_ceil(cuts);
-    let block = block.next_multiple_of(OVERHANG).min(g.outputs);
-    let blocks = g.outputs.div_ceil(block);
+    let cuts = (PIECES / (parts * g.groups)).clamp(1, g.window.outputs.div_ceil(4 * OVERHANG));
+    let block = g.window.outputs.div_ceil(cuts);
+    let block = block.next_multiple_of(OVERHANG).min(g.window.outputs);
+    let blocks = g.window.outputs.div_ceil(block);
     let one = |i: usize| {
         let (part, rest) = (i / (g.groups * blocks), i % (g.groups * blocks));
         let (group, b) = (rest / blocks, rest % blocks);
         let images = part * each..((part + 1) * each).min(g.batch);
-        let channels = b * block..((b + 1) * block).min(g.outputs);
+        let channels = b * block..((b + 1) * block).min(g.window.outputs);
         sums.part(images, group, channels)
     };
-    let work = each * g.out[0] * g.out[1] * block * k;
+    let work = each * g.window.out[0] * g.window.out[1] * block * k;
     let pieces = (0..parts * g.groups * blocks).into_par_iter();
     let pieces = pieces.with_min_len(WORTH / work.max(1) + 1);
     let all: Vec<Vec<T>> = pieces.map(one).collect();
@@ -405,7 +371,7 @@ pub(super) fn weight_sums<T: Scalar>(x: &[T], dy: &[T], g: &Geometry) -> Vec<T> 
     let mut dw = Vec::with_capacity(weights);
     for rest in 0..g.groups * blocks {
         let first = rest % blocks * block;
-        let channels = block.min(g.outputs - first);
+        let channels = block.min(g.window.outputs - first);
         let parts = all.iter().skip(rest).step_by(g.groups * blocks);
         dw.extend(sums.by_channel(parts, channels));
     }
@@ -454,19 +420,19 @@ impl<T: Scalar> WeightSums<'_, T> {
         channels: std::ops::Range<usize>,
     ) -> Vec<T> {
         let g = self.g;
-        let plane = g.out[0] * g.out[1];
+        let plane = g.window.out[0] * g.window.out[1];
         let n = channels.len();
-        let mut padded = vec![T::ZERO; self.source.len()];
+        let mut padded = vec![T::ZERO; self.source.padded_len()];
         let image_of = |image: usize| {
-            let size = self.source.channels * g.size[0] * g.size[1];
+            let size = self.source.channels * g.window.size[0] * g.window.size[1];
             &self.x[(image * g.groups + group) * size..][..size]
         };
         let gradient_of = |image: usize| {
-            let first = (image * g.groups + group) * g.outputs + channels.start;
+            let first = (image * g.groups + group) * g.window.outputs + channels.start;
             &self.dy[first * plane..][..n * plane]
         };
         if n <= FEW {
-            let line = (g.out[0] - 1) * self.source.pitch + g.out[1];
+            let line = (g.window.out[0] - 1) * self.source.pitch + g.window.out[1];
             let mut spread = vec![T::ZERO; n * line];
             let mut sums = vec![T::ZERO; n * self.k];
             for image in images {
@@ -483,14 +449,13 @@ impl<T: Scalar> WeightSums<'_, T> {
         let mut across = vec![T::ZERO; plane * width];
         for image in images {
             self.source.fill(image_of(image), &mut padded);
-            let dy = Matrix::new(gradient_of(image), n, plane);
-            transpose(&dy, &mut across, width);
+            transpose(gradient_of(image), (n, plane, plane), &mut across, width);
             pulp::Arch::new().dispatch(Outer {
                 offsets: self.offsets,
                 k: self.k,
                 source: &padded,
                 pitch: self.source.pitch,
-                grid: g.out,
+                grid: g.window.out,
                 dy: &across,
                 width,
                 sums: &mut sums,
@@ -502,7 +467,7 @@ impl<T: Scalar> WeightSums<'_, T> {
     /// Few channels (depthwise): scalar products of whole lines.
     #[inline(always)]
     fn dots(&self, dy: &[T], spread: &mut [T], padded: &[T], sums: &mut [T]) {
-        let [rows, cols] = self.g.out;
+        let [rows, cols] = self.g.window.out;
         let pitch = self.source.pitch;
         let line = (rows - 1) * pitch + cols;
         let channels = dy

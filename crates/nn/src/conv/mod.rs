@@ -40,8 +40,6 @@
 mod geometry;
 mod layers;
 mod maps;
-mod plan;
-mod tiles;
 
 pub use layers::{
     conv1d, conv1d_no_bias, conv2d, conv2d_no_bias, conv_transpose1d, conv_transpose1d_no_bias,

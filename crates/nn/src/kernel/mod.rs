@@ -1,12 +1,10 @@
 //! What the fused kernels share: slices of CPU tensors, vector code chosen at run time, matrix
 //! products, and operations whose forward pass has been computed already.
 
-mod lanes;
 mod math;
 mod product;
 mod rows;
 
-pub(crate) use lanes::Lanes;
 pub(crate) use math::Math;
 pub(crate) use product::{product, transpose, Matrix, Onto};
 pub(crate) use rows::{filled, max, moments, piece_of, pieces, positive, sum, sum2, total};
@@ -17,13 +15,14 @@ use candle_core::{
     Tensor,
 };
 use std::sync::{Mutex, PoisonError};
+use tensor_core::kernels::conv::Lanes;
 use tensor_core::kernels::Real;
 
 /// Below this number of elements a kernel runs on the calling thread.
 pub(crate) const PARALLEL_FROM: usize = 1 << 14;
 
 /// f32 or f64 with its place in candle's storage.
-pub(crate) trait Scalar: Lanes {
+pub(crate) trait Scalar: Lanes + Math {
     fn slice(storage: &CpuStorage) -> Option<&[Self]>;
     fn storage(data: Vec<Self>) -> CpuStorage;
 }

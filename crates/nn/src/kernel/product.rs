@@ -2,6 +2,7 @@
 
 use super::{filled, Scalar, PARALLEL_FROM};
 use rayon::prelude::*;
+use tensor_core::kernels::conv;
 
 /// A view of a matrix inside a slice.
 #[derive(Clone, Copy)]
@@ -75,29 +76,10 @@ fn spaced<T: Scalar>(m: &Matrix<'_, T>, parallel: bool) -> (Vec<T>, usize) {
     (copy, stride)
 }
 
-/// `to[j][i] = from[i][j]` for a row-major `from`; rows of `to` are `width` apart. In tiles that stay
-/// in the first-level cache.
+/// `to[j][i] = from[i][j]` for a row-major `from`; rows of `to` are `width` apart.
 pub(crate) fn transpose<T: Scalar>(from: &Matrix<'_, T>, to: &mut [T], width: usize) {
-    const COLS: usize = 32;
-    let stripes = to[..from.cols * width].chunks_mut(COLS * width);
-    for (s, to) in stripes.enumerate() {
-        let first = s * COLS;
-        let cols = to.len() / width;
-        let line = |i: usize| &from.data[i * from.row_stride + first..][..cols];
-        let eights = from.rows / 8 * 8;
-        for i in (0..eights).step_by(8) {
-            let lines: [&[T]; 8] = std::array::from_fn(|r| line(i + r));
-            for (j, to) in to.chunks_exact_mut(width).enumerate() {
-                let eight: [T; 8] = std::array::from_fn(|r| lines[r][j]);
-                to[i..i + 8].copy_from_slice(&eight);
-            }
-        }
-        for i in eights..from.rows {
-            for (to, x) in to.chunks_exact_mut(width).zip(line(i)) {
-                to[i] = *x;
-            }
-        }
-    }
+    let shape = (from.rows, from.cols, from.row_stride);
+    conv::transpose(from.data, shape, to, width);
 }
 
 /// What happens to the old content of the output.

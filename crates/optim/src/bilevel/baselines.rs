@@ -4,8 +4,10 @@ use super::bo_rep::{BoRep, BoRepConfig, StepReport};
 use super::hyper::{estimate, HyperGradient, LinearSolve};
 use super::problem::{axpy, finite, BatchRequest, BilevelProblem, Oracle};
 use crate::error::check;
-use crate::Result;
+use crate::fused::{counters, part, read_counters, State};
+use crate::{Error, Result};
 use candle_core::Tensor;
+use tensor_core::checkpoint::{expect_state, TensorSpec};
 
 /// Hyper-parameters of [`Soba`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -78,6 +80,22 @@ impl Soba {
     pub fn z(&self) -> &Tensor {
         self.0.z()
     }
+
+    /// As [`BoRep::state`].
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn state(&self) -> Result<State> {
+        self.0.state()
+    }
+
+    /// As [`BoRep::load_state`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_state(&mut self, state: &State) -> Result<()> {
+        self.0.load_state(state)
+    }
 }
 
 /// Hyper-parameters of [`StocBio`].
@@ -117,7 +135,7 @@ impl StocBio {
     /// Starts at `x0` and `y0`.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) that names the first bad field.
+    /// [`Error::InvalidConfig`] that names the first bad field.
     pub fn new(x0: &Tensor, y0: &Tensor, config: StocBioConfig) -> Result<Self> {
         check::non_negative("StocBioConfig::eta", config.eta)?;
         check::non_negative("StocBioConfig::alpha", config.alpha)?;
@@ -163,5 +181,35 @@ impl StocBio {
     /// The lower variable.
     pub fn y(&self) -> &Tensor {
         &self.y
+    }
+
+    /// Everything that a later run needs to continue with the same bits; not the configuration.
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn state(&self) -> Result<State> {
+        Ok(State::from([
+            ("x".to_string(), self.x.copy()?),
+            ("y".to_string(), self.y.copy()?),
+            ("t".to_string(), counters(&[self.t as u64])?),
+        ]))
+    }
+
+    /// Restores what [`state`](Self::state) returned.
+    ///
+    /// # Errors
+    /// A list of everything that is missing, unexpected or of another shape or dtype; nothing is
+    /// changed then.
+    pub fn load_state(&mut self, state: &State) -> Result<()> {
+        let own = self.state()?;
+        let spec = |(name, tensor): (&String, &Tensor)| {
+            TensorSpec::from((name.as_str(), tensor.dims(), tensor.dtype()))
+        };
+        expect_state(state, own.iter().map(spec))?;
+        let [t] = read_counters(part(state, "t")?)?;
+        let read = |name: &str| Ok::<_, Error>(part(state, name)?.detach().copy()?);
+        (self.x, self.y) = (read("x")?, read("y")?);
+        self.t = t as usize;
+        Ok(())
     }
 }

@@ -77,7 +77,7 @@ pub struct BoRepConfig {
     pub z_radius: Option<f64>,
     /// Ends of an interval that every entry of `x` is kept in.
     pub x_bounds: Option<(f64, f64)>,
-    /// How the lower variable is prepared.
+    /// How [`BoRep::refine_init`] prepares the lower variable; without that call it is not prepared.
     pub init: InitRefinement,
 }
 
@@ -163,6 +163,13 @@ pub struct BoRep {
     z: Tensor,
     m: Tensor,
     t: usize,
+}
+
+/// What a step moves besides the upper variable.
+struct Place {
+    y: Tensor,
+    z: Tensor,
+    m: Tensor,
 }
 
 impl BoRep {
@@ -275,8 +282,8 @@ impl BoRep {
         Ok(())
     }
 
-    fn update_lower<P: BilevelProblem>(&self, problem: &mut P) -> Result<Tensor> {
-        let (mut w, mut sum) = (self.y.clone(), self.y.zeros_like()?);
+    fn update_lower<P: BilevelProblem>(&self, problem: &mut P, y: &Tensor) -> Result<Tensor> {
+        let (mut w, mut sum) = (y.clone(), y.zeros_like()?);
         for index in 0..self.config.lower_steps {
             let request = BatchRequest {
                 oracle: Oracle::Lower,
@@ -286,7 +293,7 @@ impl BoRep {
             let batch = problem.batch(request)?;
             let grad = problem.lower_grad(&self.x, &w, &batch)?;
             let moved = axpy(&w, -self.config.alpha, &grad)?;
-            w = project(&moved, &self.y, self.config.radius)?;
+            w = project(&moved, y, self.config.radius)?;
             sum = (sum + &w)?;
         }
         match self.config.lower_output {
@@ -305,15 +312,71 @@ impl BoRep {
         self.advance(problem, y_updated)
     }
 
+    /// One step on a batch of tasks that share both variables (meta-learning): lower variable, `z` and
+    /// momentum go through the tasks one after the other, the lower variable being updated at the
+    /// first task and at every [`interval`](BoRepConfig::interval)-th after it; `x` then takes a step
+    /// along the mean of the momenta that the tasks have left. A report for each task.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step); [`Error::TooFew`] without a task.
+    pub fn step_tasks<P: BilevelProblem>(&mut self, tasks: &mut [P]) -> Result<Vec<StepReport>> {
+        let (mut at, mut sum) = (self.place(), self.m.zeros_like()?);
+        let mut reports = Vec::with_capacity(tasks.len());
+        for (k, task) in tasks.iter_mut().enumerate() {
+            let y_updated = k.is_multiple_of(self.config.interval);
+            let (next, report) = self.follow(task, &at, y_updated)?;
+            sum = (sum + &next.m)?;
+            reports.push(report);
+            at = next;
+        }
+        if reports.is_empty() {
+            return Err(Error::TooFew {
+                what: "a step on tasks",
+                of: "tasks",
+                needed: 1,
+                got: 0,
+            });
+        }
+        let x = self.moved(&(sum / reports.len() as f64)?)?;
+        self.take(x, at);
+        Ok(reports)
+    }
+
     pub(super) fn advance<P: BilevelProblem>(
         &mut self,
         problem: &mut P,
         y_updated: bool,
     ) -> Result<StepReport> {
+        let (next, report) = self.follow(problem, &self.place(), y_updated)?;
+        let x = self.moved(&next.m)?;
+        self.take(x, next);
+        Ok(report)
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            y: self.y.clone(),
+            z: self.z.clone(),
+            m: self.m.clone(),
+        }
+    }
+
+    fn take(&mut self, x: Tensor, at: Place) {
+        (self.x, self.y, self.z, self.m) = (x, at.y, at.z, at.m);
+        self.t += 1;
+    }
+
+    /// Lower variable, `z` and momentum after a step at the present `x`.
+    fn follow<P: BilevelProblem>(
+        &self,
+        problem: &mut P,
+        at: &Place,
+        y_updated: bool,
+    ) -> Result<(Place, StepReport)> {
         let config = self.config;
         let y = match y_updated {
-            true => self.update_lower(problem)?,
-            false => self.y.clone(),
+            true => self.update_lower(problem, &at.y)?,
+            false => at.y.clone(),
         };
         finite("the lower variable", &y)?;
         let batch = |problem: &mut P, oracle| {
@@ -329,40 +392,43 @@ impl BoRep {
         );
         let for_cross = batch(problem, Oracle::Cross)?;
         let upper = problem.upper_grads(&self.x, &y, &for_upper)?;
-        let hz = problem.lower_hvp(&self.x, &y, &self.z, &for_hessian)?;
-        let residual = (axpy(&hz, config.damping, &self.z)? - &upper.y)?;
-        let z = axpy(&self.z, -config.nu, &residual)?;
+        let hz = problem.lower_hvp(&self.x, &y, &at.z, &for_hessian)?;
+        let residual = (axpy(&hz, config.damping, &at.z)? - &upper.y)?;
+        let z = axpy(&at.z, -config.nu, &residual)?;
         let z = project(&z, &z.zeros_like()?, config.z_radius)?;
         let used = match config.z_order {
-            ZOrder::Old => &self.z,
+            ZOrder::Old => &at.z,
             ZOrder::New => &z,
         };
         let cross = problem.cross_vjp(&self.x, &y, used, &for_cross)?;
         let f_value = upper.value;
         let direction = combine(upper, &cross)?;
-        let m = ((&self.m * config.beta)? + (&direction * (1.0 - config.beta))?)?.detach();
+        let m = ((&at.m * config.beta)? + (&direction * (1.0 - config.beta))?)?.detach();
         finite("the solution z of the linear system", &z)?;
         finite("the upper direction", &m)?;
-        let momentum_norm = norm(&m)?;
+        let report = StepReport {
+            f_value,
+            grad_norm: norm(&direction)?,
+            momentum_norm: norm(&m)?,
+            z_residual: norm(&residual)?,
+            y_updated,
+        };
+        Ok((Place { y, z, m }, report))
+    }
+
+    /// The upper variable after a step along `direction`.
+    fn moved(&self, direction: &Tensor) -> Result<Tensor> {
+        let config = self.config;
         let length = match config.normalize {
-            true => config.eta / (momentum_norm + config.eps),
+            true => config.eta / (norm(direction)? + config.eps),
             false => config.eta,
         };
-        let mut x = axpy(&self.x, -length, &m)?;
+        let mut x = axpy(&self.x, -length, direction)?;
         if let Some((low, high)) = config.x_bounds {
             x = x.clamp(low, high)?;
         }
         finite("the upper variable", &x)?;
-        let report = StepReport {
-            f_value,
-            grad_norm: norm(&direction)?,
-            momentum_norm,
-            z_residual: norm(&residual)?,
-            y_updated,
-        };
-        (self.x, self.y, self.z, self.m) = (x, y, z, m);
-        self.t += 1;
-        Ok(report)
+        Ok(x)
     }
 
     /// Everything that a later run needs to continue with the same bits; not the configuration.

@@ -247,6 +247,19 @@ impl RandomSearch {
     /// Searches around `warm`.
     ///
     /// # Errors
+    /// As [`Evolution::run`].
+    pub fn run(
+        &self,
+        task: &dyn ProxyTask,
+        warm: &Program,
+        rng: &RandomStream,
+    ) -> Result<SearchReport> {
+        self.run_with(task, warm, rng, SearchOptions::default())
+    }
+
+    /// [`run`](Self::run) with a checkpoint, a seed of the task, a progress function.
+    ///
+    /// # Errors
     /// As [`Evolution::run_with`].
     pub fn run_with(
         &self,
@@ -273,6 +286,19 @@ impl RandomSearch {
 
 impl ConstantTuning {
     /// Tunes the constants of `warm`.
+    ///
+    /// # Errors
+    /// As [`Evolution::run`].
+    pub fn run(
+        &self,
+        task: &dyn ProxyTask,
+        warm: &Program,
+        rng: &RandomStream,
+    ) -> Result<SearchReport> {
+        self.run_with(task, warm, rng, SearchOptions::default())
+    }
+
+    /// [`run`](Self::run) with a checkpoint, a seed of the task, a progress function.
     ///
     /// # Errors
     /// As [`Evolution::run_with`].

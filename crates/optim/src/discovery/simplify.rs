@@ -1,19 +1,21 @@
 //! Constant folding, removal of dead statements, canonical hashes.
 
-use super::check::{fold, Signature};
+use super::check::{fold, result_type, Signature, Ty};
 use super::interpret::CompiledProgram;
 use super::ops::Op;
 use super::program::{Arg, Program, Stmt};
 use crate::{RandomStream, Result};
 
-/// Folds constants, forwards copies and removes statements that no output needs, now or in a later
-/// step. A carried output that no later step reads before it is overwritten is dead; the name's
-/// earlier value is then returned in its place. What the live outputs compute does not change.
+/// Folds and forwards constants and removes statements that no output needs, now or in a later step.
+/// A carried output that no later step reads before it is overwritten is dead; another tree is then
+/// returned in its place: the name's earlier value where that is one. What the live outputs compute
+/// does not change.
 pub fn simplify(program: &Program, signature: &Signature) -> Program {
     let mut out = program.clone();
     fold_constants(&mut out);
     let live = live_at_the_end(&out, signature);
     remove_dead(&mut out, &live);
+    replace_dead_outputs(&mut out, &live, signature);
     out.tidy();
     out
 }
@@ -96,15 +98,39 @@ fn remove_dead(program: &mut Program, at_end: &[bool]) {
     }
     kept.reverse();
     program.body = kept;
-    // A dead output's name may now be set by nobody; the carried input stands in its place.
-    let set: Vec<bool> = (0..program.names.len())
-        .map(|id| id < program.inputs || program.body.iter().any(|s| s.dst == id))
-        .collect();
+}
+
+/// A dead output's name may now be set by nobody, or hold a scalar.
+fn replace_dead_outputs(program: &mut Program, live: &[bool], signature: &Signature) {
+    let types = types_at_the_end(program, signature);
+    let is_tree = |id: usize| types[id] == Some(Ty::Tree);
+    let feeds = signature.feeds();
     for (i, id) in program.outputs.clone().into_iter().enumerate() {
-        if !set[id] {
-            program.outputs[i] = 0;
+        if is_tree(id) {
+            continue;
         }
+        let own = feeds.iter().find(|(_, output)| *output == i);
+        let own = own.map(|(input, _)| *input).filter(|id| is_tree(*id));
+        // Live outputs keep their types, so there is a tree unless nothing lives.
+        let other = program.outputs.iter().copied().find(|id| live[*id]);
+        program.outputs[i] = own.or(other).unwrap_or(id);
     }
+}
+
+fn types_at_the_end(program: &Program, signature: &Signature) -> Vec<Option<Ty>> {
+    let mut types = vec![None; program.names.len()];
+    for (slot, (_, ty)) in types.iter_mut().zip(&signature.inputs) {
+        *slot = Some(*ty);
+    }
+    for stmt in &program.body {
+        let ty = |arg: &Arg| match arg {
+            Arg::Const(_) => Ty::Scalar,
+            Arg::Var(id) => types[*id].unwrap_or(Ty::Scalar),
+        };
+        let of: Vec<Ty> = stmt.args.iter().map(ty).collect();
+        types[stmt.dst] = Some(result_type(stmt.op, &of));
+    }
+    types
 }
 
 /// How programs are told apart.
@@ -171,24 +197,37 @@ fn digest(parts: &[u128]) -> u128 {
     parts.iter().fold(START, add)
 }
 
-/// A hash of what the program computes: three steps on two fixed random inputs, rounded to about
-/// five digits. Finds duplicates that [`hash`] does not, such as `x * 1`.
+/// A hash of what the program computes: the live outputs of three steps on two fixed random inputs,
+/// rounded to six digits. Finds duplicates that [`hash`](fn@hash) does not, such as `x * 1`.
 ///
 /// # Errors
 /// Those of [`CompiledProgram::new`].
 pub fn fingerprint(program: &Program, signature: &Signature) -> Result<u128> {
     const SIZES: [usize; 2] = [5, 3];
     let compiled = CompiledProgram::new(program, signature)?;
+    let at_end = live_at_the_end(program, signature);
+    let live = |i: &usize| at_end[program.outputs[*i]];
+    let live: Vec<usize> = (0..program.outputs.len()).filter(live).collect();
+    let trees: Vec<usize> = (0..signature.inputs.len())
+        .filter(|i| signature.inputs[*i].1 == Ty::Tree)
+        .collect();
+    let scalars = signature.inputs.len() - trees.len();
     let mut parts = Vec::new();
     for seed in 0..2 {
         let mut rng = RandomStream::new(seed).split("fingerprint");
-        let mut run = compiled.run::<f64>(&SIZES);
-        let mut w: Vec<f64> = (0..8).map(|_| rng.next_normal()).collect();
+        let mut carried = vec![vec![0.0; SIZES.iter().sum()]; signature.outputs.len()];
         for step in 0..3 {
-            let g: Vec<f64> = (0..8).map(|_| rng.next_normal()).collect();
-            run.update(&mut w, &g, 1.0 / f64::from(step + 1))?;
-            let rounded = w.iter().map(|x| text(&format!("{x:.5e}")));
-            parts.extend(rounded);
+            let input = |i: &usize| match signature.feeds().iter().find(|(input, _)| input == i) {
+                Some((_, output)) => carried[*output].clone(),
+                None => (0..SIZES.iter().sum()).map(|_| rng.next_normal()).collect(),
+            };
+            let inputs: Vec<Vec<f64>> = trees.iter().map(input).collect();
+            let inputs: Vec<&[f64]> = inputs.iter().map(Vec::as_slice).collect();
+            let schedule = vec![1.0 / f64::from(step + 1); scalars];
+            carried = compiled.evaluate(&inputs, &schedule, &SIZES)?;
+            // Both zeros are the same number.
+            let rounded = |x: &f64| text(&format!("{:.5e}", x + 0.0));
+            parts.extend(live.iter().flat_map(|i| &carried[*i]).map(rounded));
         }
     }
     Ok(digest(&parts))

@@ -40,7 +40,7 @@ pub use monitor::{spike_scores, SpikeMonitor, SpikeReport, TensorSpikes};
 
 use crate::fused::{counters, delegate, read_counters, Core, Rates, State};
 use crate::gradients::Gradients;
-use crate::param_group::flatten;
+use crate::param_group::{flatten, shared};
 use crate::transform::GradientTransform;
 use crate::{Error, NonFinite, ParamGroup, Result, StepReport};
 use candle_core::backprop::GradStore;
@@ -84,19 +84,19 @@ pub struct Spam {
 }
 
 impl Spam {
-    /// Groups of parameters with hyper-parameters of their own; the non-finite policy is that of
-    /// the first group. Masks are drawn from streams split from `stream` by tensor and period, so
+    /// Groups of parameters with hyper-parameters of their own; the non-finite policy is one
+    /// for all. Masks are drawn from streams split from `stream` by tensor and period, so
     /// that replicas with one seed draw the same masks.
     ///
     /// # Errors
-    /// Those of [`SpamConfig::validate`], and for parameters that are given twice, share memory or
-    /// are not floating point.
+    /// Those of [`SpamConfig::validate`], for groups that differ in the non-finite policy, and for
+    /// parameters that are given twice, share memory or are not floating point.
     pub fn with_groups(groups: Vec<ParamGroup<SpamConfig>>, stream: &RandomStream) -> Result<Self> {
         for group in &groups {
             group.config.validate()?;
         }
         let (params, owner, configs) = flatten(groups)?;
-        let nonfinite = configs.first().map(|c| c.nonfinite).unwrap_or_default();
+        let nonfinite = shared("SpamConfig::nonfinite", configs.iter().map(|c| c.nonfinite))?;
         let sparse = params
             .iter()
             .zip(&owner)

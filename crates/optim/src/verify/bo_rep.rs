@@ -8,6 +8,7 @@ use crate::bilevel::{
 };
 use crate::Result;
 use candle_core::{DType, Tensor, Var, D};
+use tensor_core::autograd::keeps_graph;
 use tensor_core::verify::{Reference, Tolerance};
 
 const TOLERANCE: Tolerance = Tolerance::Mixed(1e-9);
@@ -66,6 +67,9 @@ fn estimators(reference: &mut Reference) -> Result<()> {
     ];
     let mut last = Vec::new();
     for (name, make) in methods {
+        if !reference.has(name) {
+            continue;
+        }
         let (mut all, mut grad) = (Vec::new(), Vec::new());
         for k in 1..=reference.expected(name)?.shape[0] {
             let found = hypergradient(&mut problem, &x0, &y0, &make(k, lr), None)?;
@@ -75,7 +79,10 @@ fn estimators(reference: &mut Reference) -> Result<()> {
         reference.compare(name, &all, TOLERANCE)?;
         last.extend(grad);
     }
-    Ok(reference.compare("q_hypergrad_est", &last, TOLERANCE)?)
+    if reference.has("q_hypergrad_est") {
+        reference.compare("q_hypergrad_est", &last, TOLERANCE)?;
+    }
+    Ok(())
 }
 
 /// Three runs on the same noise: as in the paper, with averages below, with the new `z` above.
@@ -184,8 +191,11 @@ fn network(reference: &mut Reference) -> Result<()> {
     };
     let named = |name: &str, var: &Var| vec![(name.to_string(), var.clone())];
     let mut problem = LossProblem::new(named("x", &x), named("y", &y), lower, upper, batches)?;
-    let tolerance = Tolerance::Mixed(1e-8);
-
+    // Differences of gradients have an error of their own.
+    let tolerance = match keeps_graph()? {
+        true => Tolerance::Mixed(1e-8),
+        false => Tolerance::Mixed(1e-5),
+    };
     let (z0, m0) = (tensor(reference, "net_z0")?, tensor(reference, "net_m0")?);
     let (flat_x, flat_y) = (problem.upper()?, problem.lower()?);
     let shape = x.shape().clone();

@@ -73,8 +73,12 @@ fn perceptron(reference: &mut Reference, case: &str) -> Result<()> {
     while reference.has(&format!("{case}.w{}", layers.len())) {
         let i = layers.len();
         let weight = var(reference, &format!("{case}.w{i}"))?;
-        let bias = var(reference, &format!("{case}.b{i}"))?;
-        layers.push(tape.linear(&weight, Some(bias.as_tensor()))?);
+        let bias = format!("{case}.b{i}");
+        let bias = match reference.has(&bias) {
+            true => Some(reference.input(&bias)?.tensor(DType::F64)?),
+            false => None,
+        };
+        layers.push(tape.linear(&weight, bias.as_ref())?);
         params.push((format!("w{i}"), weight));
     }
     let model = |x: &Tensor| {

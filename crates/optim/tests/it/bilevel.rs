@@ -245,6 +245,75 @@ fn baselines_descend() {
     }
 }
 
+/// One lower variable, one z and one momentum go through the tasks; x follows the mean momentum.
+#[test]
+fn tasks_share_their_momentum() {
+    let (x, y) = start(5, 4, 3);
+    let config = BoRepConfig {
+        alpha: 0.0,
+        eta: 0.3,
+        ..BoRepConfig::default()
+    };
+    let mut tasks = [quadratic(5, 4, 3), quadratic(6, 4, 3), quadratic(7, 4, 3)];
+    // The momenta that the tasks leave, from steps that do not move x.
+    let still = BoRepConfig { eta: 0.0, ..config };
+    let mut alone = BoRep::new(&x, &y, still).unwrap();
+    let mut mean = vec![0.0; 3];
+    for task in &mut tasks {
+        alone.step(task).unwrap();
+        let momentum = values(alone.momentum());
+        mean.iter_mut()
+            .zip(&momentum)
+            .for_each(|(a, b)| *a += b / 3.0);
+    }
+    let mut together = BoRep::new(&x, &y, config).unwrap();
+    let reports = together.step_tasks(&mut tasks).unwrap();
+    let updated: Vec<bool> = reports.iter().map(|r| r.y_updated).collect();
+    assert_eq!(updated, [true, false, true]);
+    assert_eq!(bits(together.momentum()), bits(alone.momentum()));
+    assert_eq!(bits(together.z()), bits(alone.z()));
+    let length = mean.iter().map(|m| m * m).sum::<f64>().sqrt();
+    let pairs = values(&x).into_iter().zip(&mean);
+    let expected: Vec<f64> = pairs.map(|(x, m)| x - 0.3 * m / length).collect();
+    assert_close(&values(together.x()), &expected, 1e-9);
+    assert_eq!(together.steps(), 1);
+    // The lower variable moves at the tasks that say so, and no task is an error.
+    let moving = BoRepConfig {
+        alpha: 0.1,
+        ..config
+    };
+    let mut moving = BoRep::new(&x, &y, moving).unwrap();
+    moving.step_tasks(&mut tasks).unwrap();
+    assert_ne!(bits(moving.y()), bits(&y));
+    assert!(matches!(
+        moving.step_tasks(&mut tasks[..0]),
+        Err(Error::TooFew { .. })
+    ));
+}
+
+#[test]
+fn baselines_resume() {
+    let ((x, y), mut problem) = (start(9, 4, 3), quadratic(9, 4, 3));
+    let mut soba = Soba::new(&x, &y, SobaConfig::default()).unwrap();
+    let mut bio = StocBio::new(&x, &y, StocBioConfig::default()).unwrap();
+    for _ in 0..3 {
+        soba.step(&mut problem).unwrap();
+        bio.step(&mut problem).unwrap();
+    }
+    let zero = x.zeros_like().unwrap();
+    let mut soba_again = Soba::new(&zero, &y, SobaConfig::default()).unwrap();
+    let mut bio_again = StocBio::new(&zero, &y, StocBioConfig::default()).unwrap();
+    soba_again.load_state(&soba.state().unwrap()).unwrap();
+    bio_again.load_state(&bio.state().unwrap()).unwrap();
+    assert!(bio_again.load_state(&soba.state().unwrap()).is_err());
+    soba.step(&mut problem).unwrap();
+    bio.step(&mut problem).unwrap();
+    soba_again.step(&mut problem).unwrap();
+    bio_again.step(&mut problem).unwrap();
+    assert_eq!(bits(soba.x()), bits(soba_again.x()));
+    assert_eq!(bits(bio.x()), bits(bio_again.x()));
+}
+
 #[test]
 fn resuming_gives_the_same_bits() {
     let (x, y) = start(8, 4, 3);

@@ -340,6 +340,44 @@ fn epochs_cool_and_remove_particles() {
     assert!(cbo.len() < 40, "{}", cbo.len());
 }
 
+/// Without batches too, and a memory goes where its particle goes.
+#[test]
+fn particles_are_removed_with_their_memories() {
+    for memory in [None, Some(Memory::default())] {
+        let config = CboConfig {
+            sigma: 0.05,
+            lambda: 5.0,
+            memory,
+            particle_reduction: Some(0.5),
+            ..CboConfig::default()
+        };
+        let mut cbo = Cbo::new(&cloud(13, 40, 3), config, RandomStream::new(4)).unwrap();
+        for _ in 0..19 {
+            cbo.step(&rastrigin()).unwrap();
+        }
+        let evaluations = cbo.step(&rastrigin()).unwrap().evaluations;
+        let rows = |t: &Tensor| t.to_vec2::<f64>().unwrap();
+        let pairs = |cbo: &Cbo<RandomStream>| {
+            let memories = cbo.memories().unwrap();
+            let positions = rows(&cbo.particles().unwrap());
+            let memories = memories.map_or_else(|| positions.clone(), |m| rows(&m));
+            positions.into_iter().zip(memories).collect::<Vec<_>>()
+        };
+        let before = pairs(&cbo);
+        cbo.end_epoch().unwrap();
+        assert!(cbo.len() < 40, "{}", cbo.len());
+        assert!(pairs(&cbo).iter().all(|pair| before.contains(pair)));
+        // Remembered energies go along: only the 40 positions after the step before were evaluated.
+        let fresh = if memory.is_some() {
+            40
+        } else {
+            cbo.len() as u64
+        };
+        let after = cbo.step(&rastrigin()).unwrap().evaluations;
+        assert_eq!(after, evaluations + fresh);
+    }
+}
+
 #[test]
 fn stalled_particles_are_kicked() {
     let same = Tensor::zeros((6, 2), DType::F64, &Device::Cpu).unwrap();

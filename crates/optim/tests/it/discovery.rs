@@ -147,9 +147,40 @@ fn hashes_know_what_matters() {
         hash(&a, &signature(), HashMode::Exact),
         hash(&b, &signature(), HashMode::Exact)
     );
-    let print = |p| fingerprint(p, &signature()).unwrap();
+    let print = |p: &Program| fingerprint(p, &signature()).unwrap();
     assert_eq!(print(&a), print(&b));
     assert_ne!(print(&a), print(&base));
+    // Small updates differ as much as large ones, and so do the trees that are carried.
+    let (tiny, tinier) = (parse("  update = g * 1e-8"), parse("  update = g * 2e-8"));
+    assert_ne!(print(&tiny), print(&tinier));
+    let carries = |rate: &str| parse(&format!("  m = m * {rate}\n  m = m + g\n  update = m * lr"));
+    assert_ne!(print(&carries("0.9")), print(&carries("0.90002")));
+    // A tree that no later step reads does not count.
+    let unread = parse("  update = g * lr\n  v = sin(w)");
+    assert_eq!(print(&parse("  update = g * lr")), print(&unread));
+    assert!(fingerprint(
+        &"def f(w, g, m, v, lr):\n  return (g, m, v)"
+            .parse()
+            .unwrap(),
+        &signature()
+    )
+    .is_ok());
+}
+
+/// The statement that made a dead output a tree again goes away; what is left may be a scalar.
+#[test]
+fn simplified_programs_stay_well_typed() {
+    for body in [
+        "  m = dot(g, g)\n  update = g * m\n  m = cosh(update)",
+        "  v = dot(g, w)\n  m = dot(g, g)\n  update = g * m\n  update = update * v\n  m = sin(w)\n  v = sin(g)",
+    ] {
+        let program = parse(body);
+        typecheck(&program, &signature()).unwrap();
+        let simple = simplify(&program, &signature());
+        typecheck(&simple, &signature()).unwrap();
+        assert!(simple.body.len() < program.body.len());
+        assert_eq!(weights_after(&program, 5, 1), weights_after(&simple, 5, 1));
+    }
 }
 
 #[test]

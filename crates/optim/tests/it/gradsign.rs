@@ -184,7 +184,7 @@ fn the_factored_form_of_everything_else() {
     let with = |method, x: &Tensor| {
         let config = GradSignConfig {
             method,
-            chunk: 2,
+            chunk: Some(2),
             tape: Some(tape.clone()),
             ..GradSignConfig::default()
         };

@@ -292,6 +292,25 @@ fn bad_configurations_are_named() {
     let w = var(&[1.0]);
     let twice = ParamGroup::new(vec![w.clone(), w.clone()], config());
     assert!(Lion::with_groups(vec![twice]).is_err());
+    // What is one for all groups may not differ between them.
+    let (other, types) = (
+        LionConfig {
+            nonfinite: NonFinite::SkipStep,
+            ..config()
+        },
+        LionConfig {
+            momentum_dtype: Some(DType::BF16),
+            ..config()
+        },
+    );
+    for (second, field) in [(other, "nonfinite"), (types, "momentum_dtype")] {
+        let groups = vec![
+            ParamGroup::new(vec![var(&[1.0])], config()),
+            ParamGroup::named(vec![("b".to_string(), var(&[2.0]))], second),
+        ];
+        let error = Lion::with_groups(groups).unwrap_err();
+        assert!(error.to_string().contains(field), "{error}");
+    }
     let integer = candle_core::Var::zeros(3, DType::U32, &Device::Cpu).unwrap();
     let group = ParamGroup::new(vec![integer], config());
     assert!(Lion::with_groups(vec![group]).is_err());

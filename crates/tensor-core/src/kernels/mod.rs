@@ -1,4 +1,5 @@
-//! The fused elementwise update engine, and reductions in a fixed order.
+//! The fused elementwise update engine, reductions in a fixed order, and the tiles of convolutions
+//! ([`conv`]).
 //!
 //! An optimizer step is pure memory traffic: its cost is the bytes that it moves. Written with
 //! tensor operations it makes ten passes with fresh allocations; here it makes one. A [`Rule`] is
@@ -17,6 +18,7 @@
 //! launch of a kernel that is compiled at run time from the rule's [`device`] text; there is no
 //! Metal form (a table of addresses cannot be passed there), and a step there is an error.
 
+pub mod conv;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod device;

@@ -12,9 +12,7 @@ impl<S: NoiseSource> Cbo<S> {
             return Err(Error::config("CboConfig::batching", "None", "batches"));
         };
         let n = self.len();
-        if self.variance.is_none() {
-            self.variance = Some(variance(&self.v, self.d));
-        }
+        self.begin_epoch();
         let order = self.noise.permutation(self.steps, n)?;
         let mut permuted = Vec::with_capacity(self.v.len());
         for i in order {
@@ -41,6 +39,13 @@ impl<S: NoiseSource> Cbo<S> {
         }
         self.steps += 1;
         report.ok_or_else(|| Error::argument("particles", n, "at least 1"))
+    }
+
+    /// Keeps the variance before the first step of an epoch.
+    pub(super) fn begin_epoch(&mut self) {
+        if self.variance.is_none() {
+            self.variance = Some(variance(&self.v, self.d));
+        }
     }
 
     /// Noise for all particles where the consensus has stalled.
@@ -100,17 +105,19 @@ impl<S: NoiseSource> Cbo<S> {
         let batches = (n as f64 / unit as f64 * factor).ceil() as usize;
         let keep = (batches * unit).clamp(2, n);
         if keep < n {
-            let order = self.noise.permutation(self.steps, n)?;
-            let mut kept = Vec::with_capacity(keep * self.d);
-            for i in order.into_iter().take(keep) {
-                let i = i as usize;
-                kept.extend_from_slice(&self.v[i * self.d..(i + 1) * self.d]);
-            }
-            self.v = kept;
+            let d = self.d;
+            let mut order = self.noise.permutation(self.steps, n)?;
+            order.truncate(keep);
+            let rows = |from: &[f64]| -> Vec<f64> {
+                let row = |i: &u32| &from[*i as usize * d..(*i as usize + 1) * d];
+                order.iter().flat_map(row).copied().collect()
+            };
+            self.v = rows(&self.v);
             if let Some(memories) = &mut self.memories {
-                // Which memory belonged to whom is gone with the others.
-                memories.y = self.v.clone();
-                memories.energies = None;
+                memories.y = rows(&memories.y);
+                if let Some(energies) = &mut memories.energies {
+                    *energies = order.iter().map(|i| energies[*i as usize]).collect();
+                }
             }
             tracing::debug!(from = n, to = keep, "fewer particles");
         }

@@ -337,6 +337,7 @@ impl<S: NoiseSource> Cbo<S> {
 
     /// Moves all particles, given the energies of what the consensus is taken over.
     fn advance(&mut self, energies: &[f64], objective: &dyn Objective) -> Result<StepReport> {
+        self.begin_epoch();
         let meeting = self.meet(self.remembered(), energies)?;
         let spread = self.spread(&meeting.point);
         let report = self.report(&meeting, spread)?;

@@ -46,6 +46,15 @@ impl Signs {
         flags.for_each(|(a, b)| *a |= b);
     }
 
+    /// The entries at these places, in this order.
+    pub(super) fn picked(&self, places: impl Iterator<Item = usize> + Clone) -> Self {
+        Self {
+            positive: places.clone().map(|i| self.positive[i]).collect(),
+            negative: places.clone().map(|i| self.negative[i]).collect(),
+            nan: places.map(|i| self.nan[i]).collect(),
+        }
+    }
+
     pub(super) fn nans(&self) -> usize {
         self.nan.iter().filter(|nan| **nan).count()
     }

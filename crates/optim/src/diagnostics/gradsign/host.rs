@@ -4,10 +4,13 @@
 use super::counter::{count_into, Signs};
 use crate::host::contents;
 use crate::Result;
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, WithDType};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor, WithDType};
 use candle_nn::Conv2dConfig;
 use rayon::prelude::*;
-use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use tensor_core::kernels::conv::{
+    pack, transpose, Correlate, Lanes, Map, Outer, Pass, Source, Window, OVERHANG, PAD,
+};
 
 /// How a weight acts on one example.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,146 +21,31 @@ pub(super) enum Form {
     Conv(Window),
 }
 
-/// A window that slides over an image.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Window {
-    image: [usize; 3],
-    kernel: [usize; 2],
-    out: [usize; 2],
-    padding: usize,
-    stride: usize,
-    dilation: usize,
+/// The sizes of a weight `[out, in, kh, kw]` over images `[B, in, H, W]`; `None` where it does not fit.
+pub(super) fn window(x: &[usize], weight: &[usize], config: Conv2dConfig) -> Option<Window> {
+    let (&[_, channels, height, width], &[outputs, inputs, kh, kw]) = (x, weight) else {
+        return None;
+    };
+    let whole = x.iter().chain(weight).all(|n| *n > 0);
+    if channels != inputs || config.groups != 1 || !whole {
+        return None;
+    }
+    let window = Window {
+        inputs,
+        outputs,
+        size: [height, width],
+        out: [0, 0],
+        kernel: [kh, kw],
+        stride: [config.stride; 2],
+        padding: [config.padding; 2],
+        dilation: [config.dilation; 2],
+    };
+    window.fitted()
 }
 
-impl Window {
-    /// The window of a weight `[out, in, kh, kw]` over images `[B, in, H, W]`; `None` where it does not
-    /// fit.
-    pub(super) fn new(x: &[usize], weight: &[usize], config: Conv2dConfig) -> Option<Self> {
-        let (&[_, channels, height, width], &[_, inputs, kh, kw]) = (x, weight) else {
-            return None;
-        };
-        let out = |size: usize, kernel: usize| {
-            let span = config.dilation * kernel.checked_sub(1)? + 1;
-            Some((size + 2 * config.padding).checked_sub(span)? / config.stride.max(1) + 1)
-        };
-        if channels != inputs || config.stride == 0 {
-            return None;
-        }
-        Some(Self {
-            image: [channels, height, width],
-            kernel: [kh, kw],
-            out: [out(height, kh)?, out(width, kw)?],
-            padding: config.padding,
-            stride: config.stride,
-            dilation: config.dilation,
-        })
-    }
-
-    /// The shape of the output.
-    pub(super) fn output(&self, examples: usize, channels: usize) -> [usize; 4] {
-        [examples, channels, self.out[0], self.out[1]]
-    }
-
-    fn patch(&self) -> usize {
-        self.image[0] * self.kernel[0] * self.kernel[1]
-    }
-
-    fn positions(&self) -> usize {
-        self.out[0] * self.out[1]
-    }
-
-    fn pixels(&self) -> usize {
-        self.image.iter().product()
-    }
-
-    /// Outputs along an axis whose window entry `at` lies inside the image.
-    fn inside(&self, axis: usize, at: usize) -> Range<usize> {
-        let offset = at * self.dilation;
-        let first = self.padding.saturating_sub(offset).div_ceil(self.stride);
-        let end = (self.image[axis + 1] + self.padding).saturating_sub(offset);
-        let end = end.div_ceil(self.stride).min(self.out[axis]);
-        first.min(end)..end
-    }
-
-    /// Calls `run(patches, pixels, count)` for every row of outputs: `count` entries of the patches
-    /// `[patch, positions]` from one place on, and the pixels, `stride` apart, that they come from.
-    fn walk(&self, mut run: impl FnMut(usize, usize, usize)) {
-        let ([channels, height, width], [kh, kw]) = (self.image, self.kernel);
-        for row in 0..channels * kh * kw {
-            let (c, dy, dx) = (row / (kh * kw), row / kw % kh, row % kw);
-            let columns = self.inside(1, dx);
-            if columns.is_empty() {
-                continue;
-            }
-            for oy in self.inside(0, dy) {
-                let y = oy * self.stride + dy * self.dilation - self.padding;
-                let x = columns.start * self.stride + dx * self.dilation - self.padding;
-                let from = row * self.positions() + oy * self.out[1] + columns.start;
-                run(from, (c * height + y) * width + x, columns.len());
-            }
-        }
-    }
-
-    /// The patches of an image, `[patch, positions]`.
-    fn unfold<T: WithDType>(&self, image: &[T], patches: &mut [T]) {
-        patches.fill(T::zero());
-        self.walk(|to, from, count| {
-            let pixels = image[from..].iter().step_by(self.stride);
-            let patches = &mut patches[to..to + count];
-            patches.iter_mut().zip(pixels).for_each(|(p, x)| *p = *x);
-        });
-    }
-
-    /// Adds patches to the image that they come from.
-    fn fold<T: WithDType>(&self, patches: &[T], image: &mut [T]) {
-        self.walk(|from, to, count| {
-            let pixels = image[to..].iter_mut().step_by(self.stride);
-            let patches = &patches[from..from + count];
-            pixels.zip(patches).for_each(|(x, p)| *x += *p);
-        });
-    }
-}
-
-impl Form {
-    /// Numbers of one example that go in.
-    fn inputs(&self) -> usize {
-        match self {
-            Self::Linear { positions, inputs } => positions * inputs,
-            Self::Conv(window) => window.pixels(),
-        }
-    }
-
-    fn positions(&self) -> usize {
-        match self {
-            Self::Linear { positions, .. } => *positions,
-            Self::Conv(window) => window.positions(),
-        }
-    }
-
-    /// Columns of the weight.
-    fn columns(&self) -> usize {
-        match self {
-            Self::Linear { inputs, .. } => *inputs,
-            Self::Conv(window) => window.patch(),
-        }
-    }
-
-    /// Examples of one product; fixed, so that the bits do not depend on the number of threads.
-    fn block(&self) -> usize {
-        match self {
-            Self::Linear { .. } => 32,
-            Self::Conv(_) => 1,
-        }
-    }
-
-    /// Room for patches.
-    fn scratch<T: WithDType>(&self) -> Vec<T> {
-        match self {
-            Self::Linear { .. } => Vec::new(),
-            Self::Conv(window) => vec![T::zero(); window.patch() * window.positions()],
-        }
-    }
-}
+/// Examples of one product of a linear layer; fixed, so that the bits do not depend on the number of
+/// threads.
+const BLOCK: usize = 32;
 
 /// A matrix in a slice.
 #[derive(Clone, Copy)]
@@ -225,112 +113,187 @@ fn product<T: WithDType>(a: Matrix<'_, T>, b: Matrix<'_, T>, out: &mut [T], add:
     }
 }
 
-/// A layer without bias whose weight is a constant, so that its backward pass makes the gradient of the
-/// input alone. The output is `[B, positions, out]` for a linear layer and `[B, out, H', W']` for a
+/// A convolution of all images, or its transpose.
+fn correlate<T: WithDType + Lanes>(
+    map: Map,
+    window: &Window,
+    weight: &[T],
+    input: &[T],
+    out: &mut [T],
+) {
+    let (source, passes) = map.plan(window);
+    let lay = |pass: Pass| {
+        (
+            source.offsets(&pass),
+            pack(map, &pass, weight, window),
+            pass,
+        )
+    };
+    let passes: Vec<_> = passes.into_iter().map(lay).collect();
+    let (channels, size) = (map.channels(window), map.size(window));
+    let lines = passes.iter().map(|(.., pass)| pass.line(source.pitch));
+    let stride = lines.max().unwrap_or(0).next_multiple_of(OVERHANG);
+    let image = channels * size[0] * size[1];
+    let from = input.len() / (out.len() / image).max(1);
+    let buffers = || {
+        let padded = vec![T::ZERO; source.padded_len()];
+        (padded, vec![T::ZERO; channels * stride])
+    };
+    let images = out.par_chunks_mut(image).zip(input.par_chunks(from.max(1)));
+    images.for_each_init(buffers, |(padded, lines), (out, image)| {
+        source.fill(image, padded);
+        for (offsets, weights, pass) in &passes {
+            pulp::Arch::new().dispatch(Correlate {
+                weights,
+                offsets,
+                source: padded,
+                out: lines,
+                channels,
+                line: pass.line(source.pitch),
+                stride,
+            });
+            scatter(pass, source.pitch, (lines, stride), out, size);
+        }
+    });
+}
+
+/// From lines of outputs to the image.
+fn scatter<T: Copy>(
+    pass: &Pass,
+    pitch: usize,
+    (lines, stride): (&[T], usize),
+    image: &mut [T],
+    [h, w]: [usize; 2],
+) {
+    let [rows, cols] = pass.grid;
+    for (line, plane) in lines
+        .chunks_exact(stride)
+        .zip(image.chunks_exact_mut(h * w))
+    {
+        for i in 0..rows {
+            let from = &line[i * pitch..][..cols];
+            let at = (pass.start[0] + i * pass.step[0]) * w + pass.start[1];
+            let to = plane[at..].iter_mut().step_by(pass.step[1]);
+            to.zip(from).for_each(|(to, x)| *to = *x);
+        }
+    }
+}
+
+/// Where a layer leaves the gradient of its output.
+pub(super) type Slot = Arc<Mutex<Option<Tensor>>>;
+
+/// A layer without bias whose backward pass makes the gradient of the input alone, and leaves that of
+/// the output behind. The output is `[B, positions, out]` for a linear layer and `[B, out, H', W']` for a
 /// convolution.
 pub(super) struct Frozen {
-    pub(super) weight: Tensor,
     pub(super) form: Form,
     /// The output's shape.
     pub(super) shape: Vec<usize>,
+    pub(super) delta: Slot,
 }
 
 impl Frozen {
-    fn forward<T: WithDType>(&self, x: &[T]) -> Result<Vec<T>> {
-        let (storage, layout) = self.weight.storage_and_layout();
-        let weight = contents::<T>(&storage, layout)?;
-        let (out, columns, positions) = self.sizes();
-        let weight = Matrix::new(weight, out, columns);
-        let mut y = vec![T::zero(); self.shape.iter().product()];
-        let one = |patches: &mut Vec<T>, (y, x): (&mut [T], &[T])| match self.form {
-            Form::Linear { .. } => {
-                let x = Matrix::new(x, x.len() / columns.max(1), columns);
-                product(x, weight.t(), y, false);
+    fn forward<T: WithDType + Lanes>(&self, x: &[T], weight: &[T]) -> Vec<T> {
+        let mut y = vec![T::ZERO; self.shape.iter().product()];
+        match self.form {
+            Form::Linear { positions, inputs } => {
+                let out = weight.len() / inputs;
+                let blocks = y.par_chunks_mut(BLOCK * out * positions);
+                let pairs = blocks.zip(x.par_chunks(BLOCK * positions * inputs));
+                let weight = Matrix::new(weight, out, inputs);
+                pairs.for_each(|(y, x)| {
+                    let x = Matrix::new(x, x.len() / inputs, inputs);
+                    product(x, weight.t(), y, false);
+                });
             }
-            Form::Conv(window) => {
-                window.unfold(x, patches);
-                product(weight, Matrix::new(patches, columns, positions), y, false);
-            }
-        };
-        let block = self.form.block();
-        y.par_chunks_mut((block * out * positions).max(1))
-            .zip(x.par_chunks((block * self.form.inputs()).max(1)))
-            .for_each_init(|| self.form.scratch(), one);
-        Ok(y)
+            Form::Conv(window) => correlate(Map::Forward, &window, weight, x, &mut y),
+        }
+        y
     }
 
-    fn backward<T: WithDType>(&self, delta: &[T], examples: usize) -> Result<Vec<T>> {
-        let (storage, layout) = self.weight.storage_and_layout();
-        let weight = contents::<T>(&storage, layout)?;
-        let (out, columns, positions) = self.sizes();
-        let weight = Matrix::new(weight, out, columns);
-        let mut x = vec![T::zero(); examples * self.form.inputs()];
-        let one = |patches: &mut Vec<T>, (x, delta): (&mut [T], &[T])| match self.form {
-            Form::Linear { .. } => {
-                let delta = Matrix::new(delta, delta.len() / out.max(1), out);
-                product(delta, weight, x, false);
+    fn backward<T: WithDType + Lanes>(&self, delta: &[T], weight: &[T], numel: usize) -> Vec<T> {
+        let mut x = vec![T::ZERO; numel];
+        match self.form {
+            Form::Linear { positions, inputs } => {
+                let out = weight.len() / inputs;
+                let blocks = x.par_chunks_mut(BLOCK * positions * inputs);
+                let pairs = blocks.zip(delta.par_chunks(BLOCK * out * positions));
+                let weight = Matrix::new(weight, out, inputs);
+                pairs.for_each(|(x, delta)| {
+                    let delta = Matrix::new(delta, delta.len() / out, out);
+                    product(delta, weight, x, false);
+                });
             }
-            Form::Conv(window) => {
-                product(
-                    weight.t(),
-                    Matrix::new(delta, out, positions),
-                    patches,
-                    false,
-                );
-                window.fold(patches, x);
-            }
-        };
-        let block = self.form.block();
-        x.par_chunks_mut((block * self.form.inputs()).max(1))
-            .zip(delta.par_chunks((block * out * positions).max(1)))
-            .for_each_init(|| self.form.scratch(), one);
-        Ok(x)
-    }
-
-    /// Rows and columns of the weight, and positions of an example.
-    fn sizes(&self) -> (usize, usize, usize) {
-        let out = self.weight.dims().first().copied().unwrap_or(0);
-        (out, self.form.columns(), self.form.positions())
+            Form::Conv(window) => correlate(Map::Transposed, &window, weight, delta, &mut x),
+        }
+        x
     }
 }
 
-impl CustomOp1 for Frozen {
+impl CustomOp2 for Frozen {
     fn name(&self) -> &'static str {
         "frozen layer"
     }
 
     fn cpu_fwd(
         &self,
-        storage: &CpuStorage,
-        layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let Some((from, to)) = layout.contiguous_offsets() else {
-            candle_core::bail!("a frozen layer needs contiguous inputs");
+        let ranges = (
+            x_layout.contiguous_offsets(),
+            weight_layout.contiguous_offsets(),
+        );
+        let (Some((from, to)), Some((first, end))) = ranges else {
+            candle_core::bail!("a frozen layer needs contiguous tensors");
         };
-        let out = match storage {
-            CpuStorage::F32(x) => CpuStorage::F32(self.forward(&x[from..to])?),
-            CpuStorage::F64(x) => CpuStorage::F64(self.forward(&x[from..to])?),
+        let out = match (x, weight) {
+            (CpuStorage::F32(x), CpuStorage::F32(w)) => {
+                CpuStorage::F32(self.forward(&x[from..to], &w[first..end]))
+            }
+            (CpuStorage::F64(x), CpuStorage::F64(w)) => {
+                CpuStorage::F64(self.forward(&x[from..to], &w[first..end]))
+            }
             _ => candle_core::bail!("a frozen layer works in f32 and f64"),
         };
         Ok((out, Shape::from(self.shape.as_slice())))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, delta: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let delta = delta.contiguous()?;
-        let examples = delta.dims().first().copied().unwrap_or(0);
-        let (storage, layout) = delta.storage_and_layout();
-        let (device, shape) = (x.device(), x.shape());
-        let gradient = match x.dtype() {
-            DType::F64 => {
-                let values = self.backward(contents::<f64>(&storage, layout)?, examples)?;
-                Tensor::from_vec(values, shape, device)?
-            }
-            _ => {
-                let values = self.backward(contents::<f32>(&storage, layout)?, examples)?;
-                Tensor::from_vec(values, shape, device)?
-            }
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        delta: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let delta = delta.detach().contiguous()?;
+        let gradient = match (x.track_op(), x.dtype()) {
+            (false, _) => None,
+            (true, DType::F64) => Some(self.input_gradient::<f64>(x, weight, &delta)?),
+            (true, _) => Some(self.input_gradient::<f32>(x, weight, &delta)?),
         };
-        Ok(Some(gradient))
+        *self.delta.lock().unwrap_or_else(PoisonError::into_inner) = Some(delta);
+        Ok((gradient, None))
+    }
+}
+
+impl Frozen {
+    fn input_gradient<T: WithDType + Lanes>(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        delta: &Tensor,
+    ) -> Result<Tensor> {
+        let (delta, delta_layout) = delta.storage_and_layout();
+        let (weight, weight_layout) = weight.storage_and_layout();
+        let values = self.backward(
+            contents::<T>(&delta, delta_layout)?,
+            contents::<T>(&weight, weight_layout)?,
+            x.elem_count(),
+        );
+        Ok(Tensor::from_vec(values, x.shape(), x.device())?)
     }
 }
 
@@ -344,59 +307,153 @@ pub(super) struct Part<'a, T> {
 
 /// Signs of the examples' gradients of a weight with `rows` rows and `numel` entries; several calls
 /// add before the sign. Every thread holds one example's gradient.
-pub(super) fn signs<T: WithDType + Default>(
+pub(super) fn signs<T: WithDType + Lanes + Default>(
     parts: &[Part<'_, T>],
     examples: usize,
     rows: usize,
     numel: usize,
 ) -> Signs {
-    let room = parts.iter().map(|part| part.form.scratch::<T>());
-    let room = room.max_by_key(Vec::len).unwrap_or_default();
-    let start = || (Signs::zeros(numel), room.clone(), vec![T::zero(); numel]);
-    let one = |(mut signs, mut patches, mut grad): (Signs, Vec<T>, Vec<T>), i: usize| {
+    let convolutions = parts.iter().filter_map(|part| match part.form {
+        Form::Conv(window) => Some((part, window)),
+        Form::Linear { .. } => None,
+    });
+    let convolutions: Vec<_> = convolutions.collect();
+    if !convolutions.is_empty() {
+        return Convolved::new(&convolutions, rows, numel).signs(examples);
+    }
+    let start = || (Signs::zeros(numel), vec![T::ZERO; numel]);
+    let one = |(mut signs, mut grad): (Signs, Vec<T>), i: usize| {
         for (call, part) in parts.iter().enumerate() {
-            let (positions, inputs) = (part.form.positions(), part.form.inputs());
-            let delta = &part.delta[i * rows * positions..(i + 1) * rows * positions];
-            let input = &part.input[i * inputs..(i + 1) * inputs];
-            let columns = part.form.columns();
-            match part.form {
-                Form::Linear { .. } => {
-                    let delta = Matrix::new(delta, positions, rows).t();
-                    product(
-                        delta,
-                        Matrix::new(input, positions, columns),
-                        &mut grad,
-                        call > 0,
-                    );
-                }
-                Form::Conv(window) => {
-                    let patches = &mut patches[..columns * positions];
-                    window.unfold(input, patches);
-                    let patches = Matrix::new(patches, columns, positions).t();
-                    product(
-                        Matrix::new(delta, rows, positions),
-                        patches,
-                        &mut grad,
-                        call > 0,
-                    );
-                }
+            if let Form::Linear { positions, inputs } = part.form {
+                let delta = &part.delta[i * rows * positions..(i + 1) * rows * positions];
+                let input = &part.input[i * positions * inputs..(i + 1) * positions * inputs];
+                let delta = Matrix::new(delta, positions, rows).t();
+                let input = Matrix::new(input, positions, inputs);
+                product(delta, input, &mut grad, call > 0);
             }
         }
         if !parts.is_empty() {
             count_into(&mut signs, &grad);
         }
-        (signs, patches, grad)
+        (signs, grad)
     };
-    (0..examples)
-        .into_par_iter()
-        .with_min_len(4)
-        .fold(start, one)
-        .map(|(signs, ..)| signs)
-        .reduce(
-            || Signs::zeros(numel),
-            |mut all, more| {
-                all.merge(&more);
-                all
-            },
-        )
+    let all = (0..examples).into_par_iter().with_min_len(4);
+    sum(all.fold(start, one).map(|(signs, _)| signs), numel)
+}
+
+fn sum(parts: impl ParallelIterator<Item = Signs>, numel: usize) -> Signs {
+    parts.reduce(
+        || Signs::zeros(numel),
+        |mut all, more| {
+            all.merge(&more);
+            all
+        },
+    )
+}
+
+/// The calls of a convolution's weight.
+struct Convolved<'a, T> {
+    calls: Vec<ConvolvedCall<'a, T>>,
+    rows: usize,
+    /// Columns of the weight.
+    k: usize,
+    /// Rows of the weight, padded.
+    width: usize,
+}
+
+struct ConvolvedCall<'a, T> {
+    part: &'a Part<'a, T>,
+    window: Window,
+    source: Source,
+    offsets: Vec<usize>,
+}
+
+/// What a thread works in.
+struct Own<T> {
+    signs: Signs,
+    /// A padded image for each call.
+    padded: Vec<Vec<T>>,
+    /// Gradients of outputs by position, `[positions, width]`.
+    across: Vec<T>,
+    /// One example's gradient, `[k, width]`.
+    sums: Vec<T>,
+}
+
+impl<'a, T: WithDType + Lanes + Default> Convolved<'a, T> {
+    fn new(parts: &[(&'a Part<'a, T>, Window)], rows: usize, numel: usize) -> Self {
+        let k = numel / rows;
+        let call = |(part, window): &(&'a Part<'a, T>, Window)| {
+            let (source, passes) = Map::Forward.plan(window);
+            let mut offsets: Vec<usize> = passes.iter().flat_map(|p| source.offsets(p)).collect();
+            offsets.resize(k + PAD, offsets.first().copied().unwrap_or(0));
+            ConvolvedCall {
+                part,
+                window: *window,
+                source,
+                offsets,
+            }
+        };
+        Self {
+            calls: parts.iter().map(call).collect(),
+            rows,
+            k,
+            width: rows.next_multiple_of(OVERHANG),
+        }
+    }
+
+    fn signs(&self, examples: usize) -> Signs {
+        let numel = self.k * self.width;
+        let one = |mut own: Own<T>, i: usize| {
+            own.sums.fill(T::ZERO);
+            for (call, padded) in self.calls.iter().zip(&mut own.padded) {
+                self.add(call, i, padded, &mut own.across, &mut own.sums);
+            }
+            count_into(&mut own.signs, &own.sums[..numel]);
+            own
+        };
+        let all = (0..examples).into_par_iter().with_min_len(4);
+        let counted = all.fold(|| self.own(), one).map(|own| own.signs);
+        let by_column = sum(counted, numel);
+        by_column.picked((0..self.rows).flat_map(|o| (0..self.k).map(move |k| k * self.width + o)))
+    }
+
+    fn own(&self) -> Own<T> {
+        let calls = self.calls.iter();
+        let positions = calls.map(|call| call.window.out[0] * call.window.out[1]);
+        let padded = self.calls.iter().map(|call| call.source.padded_len());
+        Own {
+            signs: Signs::zeros(self.k * self.width),
+            padded: padded.map(|len| vec![T::ZERO; len]).collect(),
+            across: vec![T::ZERO; positions.max().unwrap_or(0) * self.width],
+            sums: vec![T::ZERO; (self.k + PAD) * self.width],
+        }
+    }
+
+    /// Adds one call's gradient for example `i`, as `[k, width]`.
+    fn add(
+        &self,
+        call: &ConvolvedCall<'_, T>,
+        i: usize,
+        padded: &mut [T],
+        across: &mut [T],
+        sums: &mut [T],
+    ) {
+        let window = &call.window;
+        let pixels = window.inputs * window.size[0] * window.size[1];
+        let positions = window.out[0] * window.out[1];
+        call.source
+            .fill(&call.part.input[i * pixels..(i + 1) * pixels], padded);
+        let delta = &call.part.delta[i * self.rows * positions..(i + 1) * self.rows * positions];
+        transpose(delta, (self.rows, positions, positions), across, self.width);
+        pulp::Arch::new().dispatch(Outer {
+            offsets: &call.offsets,
+            k: self.k,
+            source: padded,
+            pitch: call.source.pitch,
+            grid: window.out,
+            dy: across,
+            width: self.width,
+            sums,
+        });
+    }
 }

@@ -52,9 +52,9 @@ pub struct GradSignConfig {
     /// Leave out parameters with a NaN among their examples' gradients, and count them; otherwise
     /// they are an error.
     pub skip_nan: bool,
-    /// Examples whose weight gradients exist at a time in the factored form of convolutions and
-    /// sequences on a device. On the CPU there is one for each thread.
-    pub chunk: usize,
+    /// Examples of one forward and backward pass in the factored form. `None`: all for inputs
+    /// `[n, features]`, and 16 for images and sequences, whose activations then stay in the cache.
+    pub chunk: Option<usize>,
     /// The tape that the network's layers were made by.
     pub tape: Option<SignTape>,
 }
@@ -66,7 +66,7 @@ impl Default for GradSignConfig {
             params: ParamSelect::LinearAndConvWeights,
             method: Method::Auto,
             skip_nan: true,
-            chunk: 16,
+            chunk: None,
             tape: None,
         }
     }
@@ -89,6 +89,9 @@ pub struct GradSignReport {
     pub nan_params: usize,
 }
 
+/// Examples of a pass over images or sequences.
+const IMAGES: usize = 16;
+
 /// The GradSign score of a network: `model` maps inputs `[n, ..]` to outputs, `loss` outputs and
 /// targets to the mean (or summed) loss, one element. `params` are the network's variables.
 ///
@@ -109,7 +112,9 @@ where
     M: Fn(&Tensor) -> candle_core::Result<Tensor>,
     L: Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>,
 {
-    check::at_least_one("GradSignConfig::chunk", config.chunk)?;
+    if let Some(chunk) = config.chunk {
+        check::at_least_one("GradSignConfig::chunk", chunk)?;
+    }
     let n = examples(x, y)?;
     let counts = |(_, var): &&(String, Var)| match config.params {
         ParamSelect::All => true,
@@ -125,13 +130,20 @@ where
     let mut multiplications = None;
     match tape {
         Some(tape) => {
-            tape.start();
-            let counted = factored(tape, &mut counter, &chosen, config.chunk, || {
-                Ok(loss(&model(x)?, y)?)
-            });
-            multiplications = Some(tape.multiplications(n));
-            tape.stop();
-            counted?;
+            let chunk = match (config.chunk, x.rank()) {
+                (Some(chunk), _) => chunk,
+                (None, 0..=2) => n,
+                (None, _) => IMAGES,
+            };
+            for from in (0..n).step_by(chunk) {
+                let count = chunk.min(n - from);
+                let (x, y) = (x.narrow(0, from, count)?, y.narrow(0, from, count)?);
+                tape.start();
+                let counted = factored(tape, &mut counter, &chosen, || Ok(loss(&model(&x)?, &y)?));
+                multiplications = Some(tape.multiplications(count));
+                tape.stop();
+                counted?;
+            }
             counter.set_examples(n);
         }
         None => {
@@ -184,13 +196,12 @@ fn factored(
     tape: &SignTape,
     counter: &mut SignCounter,
     chosen: &[(String, Var)],
-    chunk: usize,
     forward: impl FnOnce() -> Result<Tensor>,
 ) -> Result<()> {
     let grads = forward()?.backward()?;
     for (i, (_, var)) in chosen.iter().enumerate() {
         // A weight that was not called counts as zeros.
-        if let Some(signs) = tape.signs(var, &grads, chunk)? {
+        if let Some(signs) = tape.signs(var, &grads)? {
             counter.merge(i, &signs);
         }
     }

@@ -1,13 +1,14 @@
 //! Layers that record what the signs of all examples' gradients need, in one backward pass.
 
 use super::counter::{count, Signs};
-use super::host::{self, Form, Frozen, Window};
+use super::host::{self, Form, Frozen, Slot};
 use crate::host::contents;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Module, Tensor, Var, WithDType};
 use candle_nn::Conv2dConfig;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tensor_core::kernels::conv::Lanes;
 
 /// One call of a layer while the tape was on.
 #[derive(Debug, Clone)]
@@ -15,8 +16,18 @@ struct Call {
     weight: Var,
     kind: Kind,
     input: Tensor,
-    /// Zeros that were added to the output: their gradient is that of the output.
-    probe: Var,
+    delta: Delta,
+    /// Numbers in the output.
+    outputs: usize,
+}
+
+/// Where the gradient of the output is to be found after a backward pass.
+#[derive(Debug, Clone)]
+enum Delta {
+    /// Left here by the layer.
+    Slot(Slot),
+    /// The gradient of zeros that were added to the output.
+    Probe(Var),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -87,6 +98,9 @@ pub struct SignConv2d {
     config: Conv2dConfig,
 }
 
+/// Examples whose weight gradients exist at a time on a device.
+const AT_A_TIME: usize = 16;
+
 impl SignTape {
     /// A tape that is off.
     pub fn new() -> Self {
@@ -155,7 +169,8 @@ impl SignTape {
         (records.on, records.calls) = (false, Vec::new());
     }
 
-    fn record(
+    /// Notes a call whose output no kernel has noted.
+    fn probe(
         &self,
         weight: &Var,
         kind: Kind,
@@ -172,29 +187,58 @@ impl SignTape {
             weight: weight.clone(),
             kind,
             input: input.detach(),
-            probe,
+            outputs: probe.elem_count(),
+            delta: Delta::Probe(probe),
         });
         Ok(probed)
+    }
+
+    /// The layer without bias, noted; `None` while the tape is off and where there is no kernel for it.
+    fn frozen(
+        &self,
+        kind: Kind,
+        x: &Tensor,
+        weight: &Var,
+        shape: &[usize],
+    ) -> candle_core::Result<Option<Tensor>> {
+        let mut records = self.lock();
+        let supported = matches!(x.dtype(), DType::F32 | DType::F64);
+        let same = x.dtype() == weight.dtype() && x.device().is_cpu() && weight.device().is_cpu();
+        let form = form(kind, x.dims(), weight.dims());
+        let usable = records.on && supported && same && weight.is_contiguous();
+        let (true, Some(form)) = (usable, form) else {
+            return Ok(None);
+        };
+        let slot = Slot::default();
+        let layer = Frozen {
+            form,
+            shape: shape.to_vec(),
+            delta: slot.clone(),
+        };
+        let x = x.contiguous()?;
+        let output = x.apply_op2(weight.as_tensor(), layer)?;
+        records.calls.push(Call {
+            weight: weight.clone(),
+            kind,
+            input: x.detach(),
+            outputs: output.elem_count(),
+            delta: Delta::Slot(slot),
+        });
+        Ok(Some(output))
     }
 
     /// Multiplications of a forward pass over one example, in the recorded layers.
     pub(super) fn multiplications(&self, examples: usize) -> u64 {
         let of = |call: &Call| {
-            let positions = call.probe.elem_count() / call.weight.dims()[0];
+            let positions = call.outputs / call.weight.dims()[0];
             (call.weight.elem_count() * positions) as u64
         };
         let total: u64 = self.lock().calls.iter().map(of).sum();
         total / examples.max(1) as u64
     }
 
-    /// The signs of all examples at one weight; `None` where no call of it was recorded. At most
-    /// `chunk` examples' gradients exist at a time.
-    pub(super) fn signs(
-        &self,
-        weight: &Var,
-        grads: &GradStore,
-        chunk: usize,
-    ) -> Result<Option<Signs>> {
+    /// The signs of all examples at one weight; `None` where no call of it was recorded.
+    pub(super) fn signs(&self, weight: &Var, grads: &GradStore) -> Result<Option<Signs>> {
         let calls: Vec<Call> = {
             let records = self.lock();
             let of = records
@@ -206,12 +250,16 @@ impl SignTape {
         let Some(first) = calls.first() else {
             return Ok(None);
         };
-        let examples = first.probe.dims()[0];
+        let examples = first.input.dims()[0];
         let mut parts = Vec::with_capacity(calls.len());
         for call in &calls {
+            let delta = match &call.delta {
+                Delta::Slot(slot) => slot.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+                Delta::Probe(probe) => grads.get(probe).map(Tensor::detach),
+            };
             // No gradient: this output does not reach the loss.
-            if let Some(delta) = grads.get(&call.probe) {
-                parts.push((delta.detach(), call));
+            if let Some(delta) = delta {
+                parts.push((delta, call));
             }
         }
         let mut signs = Signs::zeros(weight.elem_count());
@@ -233,8 +281,8 @@ impl SignTape {
             DType::F64 if on_host => return Ok(Some(on_cpu::<f64>(&parts, examples, weight)?)),
             _ => {}
         }
-        for from in (0..examples).step_by(chunk.max(1)) {
-            let count_of = chunk.max(1).min(examples - from);
+        for from in (0..examples).step_by(AT_A_TIME) {
+            let count_of = AT_A_TIME.min(examples - from);
             let mut sum: Option<Tensor> = None;
             for (delta, call) in &parts {
                 let grad = per_example(call, delta, from, count_of)?;
@@ -252,10 +300,6 @@ impl SignTape {
             }
         }
         Ok(Some(signs))
-    }
-
-    fn is_on(&self) -> bool {
-        self.lock().on
     }
 }
 
@@ -275,34 +319,12 @@ fn form(kind: Kind, x: &[usize], weight: &[usize]) -> Option<Form> {
                 inputs: *last,
             })
         }
-        Kind::Conv(config) => Window::new(x, weight, config).map(Form::Conv),
+        Kind::Conv(config) => host::window(x, weight, config).map(Form::Conv),
     }
 }
 
-/// The layer without bias while the tape is on: no gradient of the weight is made on the CPU, since the
-/// tape finds those of the single examples; `None` where there is no kernel for it.
-fn frozen(
-    kind: Kind,
-    x: &Tensor,
-    weight: &Var,
-    shape: &[usize],
-) -> candle_core::Result<Option<Tensor>> {
-    let supported = matches!(x.dtype(), DType::F32 | DType::F64);
-    let same = x.dtype() == weight.dtype() && x.device().is_cpu() && weight.device().is_cpu();
-    let form = form(kind, x.dims(), weight.dims());
-    let (true, true, Some(form)) = (supported, same, form) else {
-        return Ok(None);
-    };
-    let layer = Frozen {
-        weight: weight.as_detached_tensor().contiguous()?,
-        form,
-        shape: shape.to_vec(),
-    };
-    Ok(Some(x.contiguous()?.apply_op1(layer)?))
-}
-
 /// Signs at a weight from its calls, by the kernels of the CPU.
-fn on_cpu<T: WithDType + Default>(
+fn on_cpu<T: WithDType + Lanes + Default>(
     parts: &[(Tensor, &Call)],
     examples: usize,
     weight: &Var,
@@ -335,22 +357,23 @@ impl Module for SignLinear {
         if let Some(last) = shape.last_mut() {
             *last = self.weight.dims()[0];
         }
-        let recorded = match self.tape.is_on() {
-            true => frozen(Kind::Linear, x, &self.weight, &shape)?,
-            false => None,
-        };
-        let mut out = match (recorded, x.rank()) {
+        let recorded = self.tape.frozen(Kind::Linear, x, &self.weight, &shape)?;
+        let out = match (recorded, x.rank()) {
             (Some(out), _) => out,
-            (None, 2) => x.matmul(&self.weight.t()?)?,
+            (None, 2) => {
+                let out = x.matmul(&self.weight.t()?)?;
+                self.tape.probe(&self.weight, Kind::Linear, x, out)?
+            }
             (None, rank) => {
                 let rows = x.flatten_to(rank - 2)?;
-                rows.matmul(&self.weight.t()?)?.reshape(shape)?
+                let out = rows.matmul(&self.weight.t()?)?.reshape(shape)?;
+                self.tape.probe(&self.weight, Kind::Linear, x, out)?
             }
         };
-        if let Some(bias) = &self.bias {
-            out = out.broadcast_add(bias)?;
+        match &self.bias {
+            Some(bias) => out.broadcast_add(bias),
+            None => Ok(out),
         }
-        self.tape.record(&self.weight, Kind::Linear, x, out)
     }
 }
 
@@ -364,26 +387,30 @@ impl Module for SignConv2d {
             ..
         } = self.config;
         let kind = Kind::Conv(self.config);
-        let recorded = match (self.tape.is_on(), form(kind, x.dims(), self.weight.dims())) {
-            (true, Some(Form::Conv(window))) => {
-                let shape = window.output(x.dims()[0], self.weight.dims()[0]);
-                frozen(kind, x, &self.weight, &shape)?
+        let recorded = match host::window(x.dims(), self.weight.dims(), self.config) {
+            Some(window) => {
+                let [height, width] = window.out;
+                let shape = [x.dims()[0], window.outputs, height, width];
+                self.tape.frozen(kind, x, &self.weight, &shape)?
             }
-            _ => None,
+            None => None,
         };
-        let mut out = match recorded {
+        let out = match recorded {
             Some(out) => out,
-            None => x.conv2d(&self.weight, padding, stride, dilation, groups)?,
+            None => {
+                let out = x.conv2d(&self.weight, padding, stride, dilation, groups)?;
+                self.tape.probe(&self.weight, kind, x, out)?
+            }
         };
-        if let Some(bias) = &self.bias {
-            out = out.broadcast_add(&bias.reshape((1, (), 1, 1))?)?;
+        match &self.bias {
+            Some(bias) => out.broadcast_add(&bias.reshape((1, (), 1, 1))?),
+            None => Ok(out),
         }
-        self.tape.record(&self.weight, kind, x, out)
     }
 }
 
 fn sums(tape: &SignTape, weight: &Var, grads: &GradStore) -> Result<Vec<i32>> {
-    let signs = tape.signs(weight, grads, 64)?.ok_or_else(|| {
+    let signs = tape.signs(weight, grads)?.ok_or_else(|| {
         Error::argument(
             "layer",
             "no recorded call",

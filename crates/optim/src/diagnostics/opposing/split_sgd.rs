@@ -17,7 +17,7 @@
 use crate::error::check;
 use crate::fused::{delegate, Core, Rates, State};
 use crate::gradients::Gradients;
-use crate::param_group::flatten;
+use crate::param_group::{flatten, shared};
 use crate::transform::GradientTransform;
 use crate::{NonFinite, ParamGroup, Result, StepReport};
 use candle_core::backprop::GradStore;
@@ -133,18 +133,21 @@ pub struct SplitSgd {
 }
 
 impl SplitSgd {
-    /// Groups of parameters with hyper-parameters of their own. The non-finite policy is that of
-    /// the first group; a schedule moves `lr_sign` in proportion to `lr`.
+    /// Groups of parameters with hyper-parameters of their own. The non-finite policy is one for
+    /// all; a schedule moves `lr_sign` in proportion to `lr`.
     ///
     /// # Errors
-    /// Those of [`SplitSgdConfig::validate`], and for parameters that are given twice, share memory
-    /// or are not floating point.
+    /// Those of [`SplitSgdConfig::validate`], for groups that differ in the non-finite policy, and for
+    /// parameters that are given twice, share memory or are not floating point.
     pub fn with_groups(groups: Vec<ParamGroup<SplitSgdConfig>>) -> Result<Self> {
         for group in &groups {
             group.config.validate()?;
         }
         let (params, owner, configs) = flatten(groups)?;
-        let nonfinite = configs.first().map(|c| c.nonfinite).unwrap_or_default();
+        let nonfinite = shared(
+            "SplitSgdConfig::nonfinite",
+            configs.iter().map(|c| c.nonfinite),
+        )?;
         let mut places = Vec::with_capacity(params.len());
         for (_, var) in &params {
             let n = var.elem_count();
