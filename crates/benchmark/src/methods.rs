@@ -1,6 +1,6 @@
 //! The table of methods in the documentation, made from the registry and the published results.
 
-use crate::registry::Registry;
+use crate::registry::{Entry, Registry};
 use crate::report::replace;
 use crate::scenario::{Claim, Definition};
 use crate::summary::{figure, ScenarioResult};
@@ -23,6 +23,9 @@ pub const PEERS: &str = "peers.json";
 pub struct Published {
     /// One result for each scenario.
     pub results: Vec<ScenarioResult>,
+    /// One on its real data for each scenario that was run there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on_data: Vec<ScenarioResult>,
     /// Comparisons with other packages, from their own file.
     #[serde(skip)]
     pub peers: Vec<PeerRatio>,
@@ -95,16 +98,20 @@ pub fn publish(
             published.results.retain(|old| old.slug != d.slug);
             published.results.push(best.clone());
         }
+        let mine = results.iter().filter(|r| r.slug == d.slug);
+        let on_data = mine.filter(|r| Some(r.data.as_str()) == d.data.real);
+        if let Some(best) = on_data.min_by_key(|r| r.device != "cpu") {
+            published.on_data.retain(|old| old.slug != d.slug);
+            published.on_data.push(best.clone());
+        }
     }
     let order = |slug: &str| {
-        registry
-            .entries()
-            .iter()
-            .position(|e| e.definition.slug == slug)
+        let place = |e: &Entry| e.definition.slug == slug;
+        let place = registry.entries().iter().position(place);
+        (place.unwrap_or(usize::MAX), slug.to_string())
     };
-    published
-        .results
-        .sort_by_key(|r| (order(&r.slug).unwrap_or(usize::MAX), r.slug.clone()));
+    published.results.sort_by_key(|r| order(&r.slug));
+    published.on_data.sort_by_key(|r| order(&r.slug));
     let (json, table) = (docs.join(RESULTS), docs.join(TABLE));
     let mut text = serde_json::to_string_pretty(&published).map_err(|e| Error::BadFile {
         path: json.display().to_string(),
@@ -134,7 +141,34 @@ pub fn markdown(registry: &Registry, published: &Published) -> String {
         row(d, result, &peers.collect::<Vec<_>>(), &mut out);
     }
     failures(registry, published, &mut out);
+    on_data(registry, published, &mut out);
     out
+}
+
+/// What was measured on real data, claim by claim; results of another definition are left out.
+fn on_data(registry: &Registry, published: &Published, out: &mut String) {
+    let mut heading = "\n## On real data\n\nThe same scenarios with `--data`.\n\n\
+                       | method | data | claim | measured | verdict |\n\
+                       | --- | --- | --- | --- | --- |\n";
+    for entry in registry.entries() {
+        let d = &entry.definition;
+        let present = |r: &&ScenarioResult| r.slug == d.slug && r.definition == d.hash();
+        let Some(result) = published.on_data.iter().find(present) else {
+            continue;
+        };
+        let claims: Vec<String> = d.claims.iter().map(|c| claim(c, Some(result))).collect();
+        let cells = [
+            d.slug.to_string(),
+            result.data.clone(),
+            claims.join("<br>"),
+            measured(d, result),
+            verdict(result),
+        ];
+        let escaped = cells.map(|c| c.replace('|', "\\|").replace('\n', " "));
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{heading}| {} |", escaped.join(" | "));
+        heading = "";
+    }
 }
 
 /// What each scenario says about a claim of its own that was not shown.

@@ -119,6 +119,16 @@ fn publishing_writes_both_and_keeps_peers() {
         table.contains("| 1.50 abacus (a step, 2 threads) |"),
         "{table}"
     );
+
+    // What was measured on real data has a table of its own, unless the scenario has changed since.
+    let mut published = read(&docs).unwrap();
+    let mut measured = published.results[0].clone();
+    measured.data = "observed".into();
+    published.on_data.push(measured);
+    let row = "| toy | observed |";
+    assert!(markdown(&registry(Toy::default()), &published).contains(row));
+    published.on_data[0].definition = "another".into();
+    assert!(!markdown(&registry(Toy::default()), &published).contains("On real data"));
     assert!(
         table.contains("| holds (3 of 3 claims, 5 seeds, standard) |"),
         "{table}"
