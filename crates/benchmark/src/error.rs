@@ -80,6 +80,15 @@ pub enum Error {
     #[error("{0}")]
     Trial(String),
 
+    /// A loss is not finite.
+    #[error("the loss is {loss} in epoch {epoch}")]
+    Diverged {
+        /// The epoch, from 0.
+        epoch: usize,
+        /// The loss.
+        loss: f64,
+    },
+
     /// An operation of candle failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

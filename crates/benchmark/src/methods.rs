@@ -186,7 +186,12 @@ fn failures(registry: &Registry, published: &Published, out: &mut String) {
 }
 
 fn row(d: &Definition, result: Option<&ScenarioResult>, peers: &[&PeerRatio], out: &mut String) {
-    let claims: Vec<String> = d.claims.iter().map(|c| claim(c, result)).collect();
+    let published = |c: &&Claim| {
+        let judged = result.is_some_and(|r| r.claims.iter().any(|j| j.id == c.id));
+        judged || !c.optional
+    };
+    let claims = d.claims.iter().filter(published);
+    let claims: Vec<String> = claims.map(|c| claim(c, result)).collect();
     let cells = [
         d.slug.to_string(),
         format!(

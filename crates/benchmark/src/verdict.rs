@@ -241,13 +241,26 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Judges all claims of the scenario.
+    /// Judges all claims of the scenario, without those that are about metrics which no trial reports.
     pub fn claims(&self) -> Vec<ClaimResult> {
-        self.definition
-            .claims
-            .iter()
-            .map(|c| self.judge(c))
-            .collect()
+        let claims = self.definition.claims.iter();
+        let judged =
+            claims.filter(|c| !c.optional || self.reports(&c.left) && self.reports(&c.right));
+        judged.map(|c| self.judge(c)).collect()
+    }
+
+    /// Whether some trial reports each metric of an expression.
+    fn reports(&self, expr: &Expr) -> bool {
+        let mut all = true;
+        expr.leaves(&mut |leaf| {
+            if let Expr::Metric { arm, metric } | Expr::Best { arm, metric } = leaf {
+                let reported = |((a, _, _), t): (&(&str, &str, u64), &&StoredTrial)| {
+                    a == arm && t.outcome.metrics.contains_key(*metric)
+                };
+                all &= self.cells.iter().any(reported);
+            }
+        });
+        all
     }
 
     /// All arms at their best settings.

@@ -1,7 +1,7 @@
 //! `graph-scale`: time and memory of training against the size of a graph.
 
 use crate::graph_scale::{measure, run, table, Row};
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{bail, ensure, Result};
 use clap::Args;
 use std::io::Write;
 use std::path::PathBuf;
@@ -59,8 +59,7 @@ pub fn graph_scale(args: &GraphScaleArgs, out: &mut dyn Write) -> Result<()> {
     })?;
     write!(out, "{}", table(&rows))?;
     if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&rows)? + "\n";
-        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+        super::write_json(path, &rows)?;
     }
     Ok(())
 }

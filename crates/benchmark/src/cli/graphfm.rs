@@ -1,7 +1,7 @@
 //! `graphfm`: the whole comparison of self-supervised methods on graphs.
 
-use crate::graph_ssl::{leaderboard, run, Plan, Regime, Row, StopRule, METHODS};
-use anyhow::{bail, Context, Result};
+use crate::graph_ssl::{leaderboard, run, Plan, Regime, Row, Sampler, StopRule, METHODS};
+use anyhow::{bail, Result};
 use clap::Args;
 use graph_learning::generate::{citation_network, CitationConfig};
 use graph_learning::io::{npz, planetoid, NodeData};
@@ -60,9 +60,12 @@ pub struct GraphFmArgs {
     /// Seeds of a step that samples.
     #[arg(long, default_value = "512", value_parser = clap::value_parser!(u32).range(1..))]
     pub batch: u32,
-    /// Random settings tried for each method on validation data; 0 for the given ones.
+    /// Settings tried for each method on validation data; 0 for the given ones.
     #[arg(long, default_value = "0")]
     pub trials: usize,
+    /// How the settings that are tried are chosen.
+    #[arg(long, value_enum, default_value_t)]
+    pub sampler: Sampler,
     /// Folder of the report, whose next making shows the leaderboard.
     #[arg(long, value_name = "DIR", default_value = "target/thalweg/report")]
     pub report: PathBuf,
@@ -95,8 +98,7 @@ pub fn graphfm(args: &GraphFmArgs, out: &mut dyn Write) -> Result<()> {
     let left = board.leave(&args.report, "graphfm")?;
     writeln!(out, "For the next report: {}", left.display())?;
     if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&rows)?;
-        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+        super::write_json(path, &rows)?;
     }
     Ok(())
 }
@@ -136,6 +138,7 @@ fn plan(args: &GraphFmArgs) -> Result<Plan> {
         width: usize::from(args.width),
         epochs: args.epochs as usize,
         trials: args.trials,
+        sampler: args.sampler,
     })
 }
 

@@ -96,6 +96,5 @@ fn merge(path: &Path, rows: Vec<Row>) -> Result<()> {
     all.retain(|old| rows.iter().all(|new| key(new) != key(old)));
     all.extend(rows);
     all.sort_by_key(key);
-    let text = serde_json::to_string_pretty(&all)? + "\n";
-    std::fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))
+    super::write_json(path, &all)
 }

@@ -12,11 +12,13 @@ mod measure;
 
 use crate::registry::Registry;
 use crate::Error;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use args::{Cli, Command};
 use clap::Parser;
+use serde::Serialize;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 
 /// Everything ran (and with `--strict`: no claim failed).
 pub const SUCCESS: u8 = 0;
@@ -49,6 +51,12 @@ pub fn run(
             FAILURE
         }
     }
+}
+
+/// Writes a value as JSON to a file.
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))
 }
 
 fn dispatch(cli: &Cli, registry: &Registry, out: &mut dyn Write) -> Result<u8> {

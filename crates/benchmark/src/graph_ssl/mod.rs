@@ -8,13 +8,15 @@
 mod build;
 mod search;
 mod tasks;
+mod tpe;
 mod training;
 
-pub use build::{build, METHODS};
-pub use search::{search, Best, Space};
+pub use build::{build, Settings, METHODS};
+pub use search::{search, space, Parameter, Sampler, Tuning};
 pub use tasks::{
     cluster, embedding_for_probe, link_prediction, node_classification, LinkProbe, LinkScores,
 };
+pub use tpe::{Dimension, Tpe};
 pub use training::{train, Efficiency, Regime, StopRule, TrainConfig, Trained};
 
 use crate::report::Board;
@@ -70,8 +72,10 @@ pub struct Plan {
     pub width: usize,
     /// Steps of training.
     pub epochs: usize,
-    /// Trials of a random search for each method, data set and regime; 0 for the given settings.
+    /// Trials of a search for each method, data set and regime; 0 for the given settings.
     pub trials: usize,
+    /// How the search chooses.
+    pub sampler: Sampler,
 }
 
 /// The split of links with 5 percent for validation and 10 for testing.
@@ -95,17 +99,17 @@ pub fn run_cell(
     name: &str,
     method: &str,
     data: &NodeData,
-    config: &TrainConfig,
-    width: usize,
+    choice: &Tuning,
     seed: u64,
 ) -> Result<Row> {
+    let Tuning { settings, config } = choice;
     let root = RandomStream::new(seed).split("graphfm");
     let links = link_split(data, &mut root.split("links"))?;
     let inputs = data.x.dims()?.1;
     let place = (DType::F32, &Device::Cpu);
     let fit = |graph: &NodeData, purpose: &str| -> Result<_> {
         let vars = SeededVars::new(&root.split("weights").split(method));
-        let mut built = build(method, inputs, width, config.epochs, &vars, place)?;
+        let mut built = build(method, inputs, settings, config.epochs, &vars, place)?;
         let rng = &mut root.split(purpose);
         let trained = train(&mut *built, graph, &links, config, rng, &mut |_, _| Ok(()))?;
         Ok((built, trained))
@@ -167,21 +171,25 @@ pub fn run(
             });
         }
         for regime in &plan.regimes {
-            let mut config = TrainConfig {
-                epochs: plan.epochs,
-                regime: regime.clone(),
-                ..TrainConfig::of(method)
+            let mut choice = Tuning {
+                settings: Settings::new(plan.width),
+                config: TrainConfig {
+                    epochs: plan.epochs,
+                    regime: regime.clone(),
+                    ..TrainConfig::of(method)
+                },
             };
-            let mut width = plan.width;
             if plan.trials > 0 {
                 let rng = &mut RandomStream::new(0).split("search");
-                let best = search(method, data, &config, Space::default(), plan.trials, rng)?;
-                (config.lr, config.weight_decay, width) = (best.lr, best.weight_decay, best.width);
+                let how = (plan.sampler, plan.trials);
+                let accuracy;
+                (choice, accuracy) = search(method, data, &choice, how, rng)?;
+                tracing::info!(method, ?choice, accuracy, "chosen on validation nodes");
             }
             for stop in &plan.stops {
                 for seed in &plan.seeds {
-                    config.stop = *stop;
-                    let row = run_cell(name, method, data, &config, width, *seed)?;
+                    choice.config.stop = *stop;
+                    let row = run_cell(name, method, data, &choice, *seed)?;
                     done(&row)?;
                     rows.push(row);
                 }

@@ -167,7 +167,7 @@ pub struct Trained {
 /// Trains a method; `progress` is told the epoch and its loss.
 ///
 /// # Errors
-/// A loss that is not finite, and those of the method and of `progress`.
+/// [`Error::Diverged`] for a loss that is not finite, and those of the method and of `progress`.
 pub fn train(
     method: &mut dyn SslMethod,
     data: &NodeData,
@@ -207,9 +207,7 @@ pub fn train(
             let loss = method.loss(&view, rng)?;
             let value = scalar(&loss)?;
             if !value.is_finite() {
-                return Err(Error::Trial(format!(
-                    "the loss is {value} in epoch {epoch}"
-                )));
+                return Err(Error::Diverged { epoch, loss: value });
             }
             let held = held_bytes(&loss);
             let peak = &mut trained.efficiency.activation_bytes;

@@ -216,6 +216,8 @@ pub struct Claim {
     pub right: Expr,
     /// Over what it must hold.
     pub judged: Judged,
+    /// Whether it is left out where no trial reports one of its metrics.
+    pub optional: bool,
 }
 
 impl Claim {
@@ -232,6 +234,7 @@ impl Claim {
             relation,
             right,
             judged: Judged::EverySeed,
+            optional: false,
         }
     }
 
@@ -248,6 +251,16 @@ impl Claim {
             relation,
             right,
             judged: Judged::Mean,
+            optional: false,
+        }
+    }
+
+    /// Judged only where trials report its metrics: for what only real data measure.
+    #[must_use]
+    pub fn where_reported(self) -> Self {
+        Self {
+            optional: true,
+            ..self
         }
     }
 

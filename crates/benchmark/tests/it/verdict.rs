@@ -200,6 +200,40 @@ fn incomplete_seeds_and_other_definitions_do_not_count() {
     assert_eq!(table.seeds(), &[2, 3, 4, 5]);
 }
 
+/// A claim about what only other data measure is no claim about these; one that must be there is judged.
+#[test]
+fn claims_about_what_is_not_reported_are_left_out_where_they_may_be() {
+    let other = |arm| metric(arm, "other").below(1.0);
+    let may = Claim::mean("may", "", other("b")).where_reported();
+    let mut d = definition(vec![
+        below(Claim::mean),
+        may,
+        Claim::mean("must", "", other("b")),
+    ]);
+    d.metrics.push(Metric {
+        name: "other",
+        label: "other",
+        better: Better::Lower,
+    });
+    let mut trials = trials(&d, &[(1.0, 2.0, 0.5); 5]);
+    let judged = |trials: &[StoredTrial]| -> Vec<(String, Verdict)> {
+        let claims = Table::new(&d, trials).claims();
+        claims.into_iter().map(|c| (c.id, c.verdict)).collect()
+    };
+    let (c, may, must) = ("c".to_string(), "may".to_string(), "must".to_string());
+    let without = [(c.clone(), Verdict::Holds), (must.clone(), Verdict::Fails)];
+    assert_eq!(judged(&trials), without);
+    for trial in trials.iter_mut().filter(|t| t.key.arm == "b") {
+        trial.outcome.metrics.insert("other".into(), 0.5);
+    }
+    let with = [
+        (c, Verdict::Holds),
+        (may, Verdict::Holds),
+        (must, Verdict::Holds),
+    ];
+    assert_eq!(judged(&trials), with);
+}
+
 #[test]
 fn the_worst_claim_decides() {
     let registry = registry(Toy::default());

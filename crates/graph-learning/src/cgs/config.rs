@@ -80,8 +80,9 @@ impl TryFrom<Activation> for Contraction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StopRule {
     /// `max |f(H) - H| <= tol max(1, max |B|)` for each graph of a batch by itself, so that a graph's
-    /// result does not depend on its company. The implicit gradient takes `tol max |g|`, so that the size of
-    /// the loss does not matter.
+    /// result does not depend on its company. The implicit gradient contracts in another norm, the sum
+    /// over nodes, and takes `sum |y' - y| <= tol sum |g|` (the largest of the heads on both sides), so that
+    /// the size of the loss does not matter.
     #[default]
     MaxNorm,
     /// `|f(H) - H|_F < tol` over all nodes and heads of the batch: the published rule.

@@ -1,6 +1,6 @@
 //! The message-passing layers that give logits and biases.
 
-use crate::conv::{dropout, Mlp};
+use crate::conv::{dropout, linear, Mlp};
 use crate::graph::Graph;
 use crate::sparse::{edge_reduce, gather, segment_softmax, Reduce, Side};
 use crate::{Error, RandomStream, Result};
@@ -132,9 +132,8 @@ impl EncoderLayer {
         let u = self.on_edges(graph, &self.edge, x, u, train.as_deref_mut())?;
         let received = edge_reduce(graph, &u.broadcast_mul(&alpha)?, self.aggregation)?;
         let joint = Tensor::cat(&[&received, x], 1)?;
-        let (w, b) = self.node.first();
-        let y = joint.matmul(&w.t()?)?.broadcast_add(b)?;
-        Ok((self.node.after_first_t(&y, self.dropout, train)?, u))
+        let dropped = |y: Tensor| dropout(&y, self.dropout, train.as_deref_mut());
+        Ok((self.node.forward_with(&joint, dropped)?, u))
     }
 
     /// Attention weights `[E, 1]` of inputs.
@@ -152,7 +151,7 @@ impl EncoderLayer {
         mlp: &Mlp,
         x: &Tensor,
         u: &Tensor,
-        train: Option<&mut RandomStream>,
+        mut train: Option<&mut RandomStream>,
     ) -> Result<Tensor> {
         let (w, b) = mlp.first();
         let (of_u, of_x) = (u.dims2()?.1, x.dims2()?.1);
@@ -164,15 +163,14 @@ impl EncoderLayer {
                 expected,
             ));
         }
-        let part = |from: usize, width: usize, x: &Tensor| -> Result<Tensor> {
-            Ok(x.matmul(&w.narrow(1, from, width)?.t()?)?)
-        };
-        let sent = gather(graph, &part(of_u, of_x, x)?, Side::Source)?;
+        let part = |from: usize, width: usize| w.narrow(1, from, width);
+        let sent = linear(x, &part(of_u, of_x)?, None)?;
+        let sent = gather(graph, &sent, Side::Source)?;
         // The bias is added once per node as well.
-        let received = part(of_u + of_x, of_x, x)?.broadcast_add(b)?;
+        let received = linear(x, &part(of_u + of_x, of_x)?, Some(b))?;
         let received = gather(graph, &received, Side::Target)?;
-        let y = ((part(0, of_u, u)? + sent)? + received)?;
-        mlp.after_first_t(&y, self.dropout, train)
+        let y = ((linear(u, &part(0, of_u)?, None)? + sent)? + received)?;
+        mlp.after_first_with(&y, |y| dropout(&y, self.dropout, train.as_deref_mut()))
     }
 }
 
@@ -238,17 +236,5 @@ impl Encoder {
             (x, u) = layer.forward(graph, &x, &u, train.as_deref_mut())?;
         }
         Ok((x, u))
-    }
-}
-
-impl Mlp {
-    /// [`after_first`](Self::after_first) with dropout after each activation.
-    pub(crate) fn after_first_t(
-        &self,
-        y: &Tensor,
-        p: f64,
-        mut train: Option<&mut RandomStream>,
-    ) -> Result<Tensor> {
-        self.after_first_with(y, |y| dropout(&y, p, train.as_deref_mut()))
     }
 }

@@ -16,8 +16,9 @@
 //!
 //! Rows of `A` add up to at most 1, so that the map contracts by `gamma` in the maximum norm, and
 //! `|H_k - H|_inf <= gamma^k / (1 - gamma) |H_1 - H_0|_inf`. With `g` the gradient of `H` and `D =
-//! phi'(gamma A H + B)`, the implicit gradient solves `y = gamma A^T (D y) + g` in the same way;
-//! then `dB = D y` and `dA_e = gamma (D y)_row H_col`.
+//! phi'(gamma A H + B)`, the implicit gradient solves `y = gamma A^T (D y) + g` in the same way, but
+//! columns of `A^T` are what adds up to at most 1: it contracts in the sum over the nodes, and is measured
+//! there. Then `dB = D y` and `dA_e = gamma (D y)_row H_col`.
 //!
 //! | symbol | field |
 //! | --- | --- |

@@ -138,6 +138,43 @@ fn check(
     Ok(())
 }
 
+/// The norm in which a system contracts by `gamma`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Contracts {
+    /// `max |h|`: rows of `A` add up to at most 1. Changes are measured against the largest bias, but not
+    /// against less than 1.
+    InMaximum,
+    /// `sum |h|` over the nodes of a head, the largest of the heads: columns of the transpose add up to
+    /// at most 1, its rows to as much as a node has neighbors. Changes are measured against the biases
+    /// alone: a loss that is a mean has gradients far below 1, and they need their digits too.
+    InSums,
+}
+
+/// How far one application of the map went.
+struct Change {
+    /// Of a single number.
+    largest: f64,
+    squares: f64,
+    /// Of all numbers of each head; empty for a system that contracts in the maximum.
+    sums: Vec<f64>,
+}
+
+impl Change {
+    fn add(&mut self, other: &Self) {
+        self.largest = larger(self.largest, other.largest);
+        self.squares += other.squares;
+        let pairs = self.sums.iter_mut().zip(&other.sums);
+        pairs.for_each(|(sum, other)| *sum += other);
+    }
+
+    fn in_norm(&self, contracts: Contracts) -> f64 {
+        match contracts {
+            Contracts::InMaximum => self.largest,
+            Contracts::InSums => self.sums.iter().copied().fold(0.0, larger),
+        }
+    }
+}
+
 /// The rows and columns of one solve: `A` or its transpose, with its weights in row order.
 struct System<'a, T> {
     csr: &'a Csr,
@@ -147,8 +184,7 @@ struct System<'a, T> {
     bias: &'a [T],
     heads: usize,
     gamma: f64,
-    /// Changes are measured against the largest bias, but not against less than this.
-    floor: f64,
+    contracts: Contracts,
 }
 
 impl<'a, T: Scalar> System<'a, T> {
@@ -165,8 +201,72 @@ impl<'a, T: Scalar> System<'a, T> {
             bias,
             heads,
             gamma,
-            floor: 1.0,
+            contracts: Contracts::InMaximum,
         }
+    }
+
+    fn no_change(&self) -> Change {
+        let heads = match self.contracts {
+            Contracts::InMaximum => 0,
+            Contracts::InSums => self.heads,
+        };
+        Change {
+            largest: 0.0,
+            squares: 0.0,
+            sums: vec![0.0; heads],
+        }
+    }
+
+    /// How many times the norm in which the system contracts the Frobenius norm can be.
+    fn frobenius_by_norm(&self, rows: usize) -> f64 {
+        match self.contracts {
+            Contracts::InMaximum => ((rows * self.heads) as f64).sqrt(),
+            Contracts::InSums => (self.heads as f64).sqrt(),
+        }
+    }
+
+    /// What changes of the rows are measured against.
+    fn scale(&self, rows: &Range<usize>) -> f64 {
+        let bias = &self.bias[rows.start * self.heads..rows.end * self.heads];
+        match self.contracts {
+            Contracts::InMaximum => {
+                let sizes = bias.iter().map(|b| Real::to_f64(Real::abs(*b)));
+                sizes.fold(1.0, f64::max)
+            }
+            Contracts::InSums => {
+                let mut sums = vec![0.0; self.heads];
+                for row in bias.chunks_exact(self.heads) {
+                    let pairs = sums.iter_mut().zip(row);
+                    pairs.for_each(|(s, b)| *s += Real::to_f64(Real::abs(*b)));
+                }
+                sums.into_iter().fold(0.0, f64::max)
+            }
+        }
+    }
+
+    /// [`row`](Self::row) for some rows, whose new values are `out`.
+    #[inline(always)]
+    fn apply(
+        &self,
+        rows: Range<usize>,
+        h: &[T],
+        first: usize,
+        post: &impl Fn(usize, T) -> T,
+        out: &mut [T],
+    ) -> Change {
+        let mut change = self.no_change();
+        let mut largest = <T as Real>::ZERO;
+        for (r, out) in rows.zip(out.chunks_exact_mut(self.heads)) {
+            let (l, squares) = self.row(r, h, first, post, out);
+            largest = larger(largest, l);
+            change.squares += squares;
+            let old = &h[(r - first) * self.heads..][..self.heads];
+            for ((sum, new), old) in change.sums.iter_mut().zip(out.iter()).zip(old) {
+                *sum += Real::to_f64(Real::abs(*new - *old));
+            }
+        }
+        change.largest = Real::to_f64(largest);
+        change
     }
 
     /// `post(gamma A h + b)` for one row: the new row in `out`, and `max |new - old|` and the sum of
@@ -228,19 +328,10 @@ fn iterate_graph<T: Scalar>(
     post: &(impl Fn(usize, T) -> T + Sync),
     limits: Limits,
 ) -> (Vec<T>, SolveReport) {
-    let (m, first) = (system.heads, rows.start);
-    let step = |h: &[T], next: &mut [T]| -> (f64, f64) {
+    let step = |h: &[T], next: &mut [T]| -> Change {
         vectorized(
             #[inline(always)]
-            || {
-                let (mut largest, mut squares) = (<T as Real>::ZERO, 0.0);
-                for (r, out) in rows.clone().zip(next.chunks_exact_mut(m)) {
-                    let (l, s) = system.row(r, h, first, post, out);
-                    largest = larger(largest, l);
-                    squares += s;
-                }
-                (Real::to_f64(largest), squares)
-            },
+            || system.apply(rows.clone(), h, rows.start, post, next),
         )
     };
     picard(system, rows.clone(), limits, step)
@@ -252,36 +343,25 @@ fn iterate_whole<T: Scalar>(
     post: &(impl Fn(usize, T) -> T + Sync),
     limits: Limits,
 ) -> (Vec<T>, SolveReport) {
-    let m = system.heads;
     let changes = Mutex::new(Vec::new());
-    let step = |h: &[T], next: &mut [T]| -> (f64, f64) {
-        let new = by_rows::<T>(system.csr, m, |rows, out| {
+    let step = |h: &[T], next: &mut [T]| -> Change {
+        let new = by_rows::<T>(system.csr, system.heads, |rows, out| {
             let start = rows.start;
             let change = vectorized(
                 #[inline(always)]
-                || {
-                    let (mut largest, mut squares) = (<T as Real>::ZERO, 0.0);
-                    for (r, out) in rows.zip(out.chunks_exact_mut(m)) {
-                        let (l, s) = system.row(r, h, 0, post, out);
-                        largest = larger(largest, l);
-                        squares += s;
-                    }
-                    (start, Real::to_f64(largest), squares)
-                },
+                || system.apply(rows, h, 0, post, out),
             );
             changes
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .push(change);
+                .push((start, change));
         });
         next.copy_from_slice(&new);
         // In the order of the rows, so that the sum does not depend on the threads.
         let mut changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
-        changes.sort_by_key(|c| c.0);
-        let total = changes
-            .iter()
-            .fold((0.0, 0.0), |t, c| (larger(t.0, c.1), t.1 + c.2));
-        changes.clear();
+        changes.sort_by_key(|(start, _)| *start);
+        let mut total = system.no_change();
+        changes.drain(..).for_each(|(_, change)| total.add(&change));
         total
     };
     picard(system, 0..system.csr.rows(), limits, step)
@@ -291,15 +371,12 @@ fn picard<T: Scalar>(
     system: &System<T>,
     rows: Range<usize>,
     limits: Limits,
-    mut step: impl FnMut(&[T], &mut [T]) -> (f64, f64),
+    mut step: impl FnMut(&[T], &mut [T]) -> Change,
 ) -> (Vec<T>, SolveReport) {
     let m = system.heads;
     let mut h = vec![<T as Real>::ZERO; rows.len() * m];
     let mut next = h.clone();
-    let bias = &system.bias[rows.start * m..rows.end * m];
-    let scale = bias
-        .iter()
-        .fold(system.floor, |s: f64, b| s.max(Real::to_f64(Real::abs(*b))));
+    let scale = system.scale(&rows);
     let mut max_iter = limits.max_iter;
     let mut report = SolveReport {
         iterations: 0,
@@ -310,29 +387,30 @@ fn picard<T: Scalar>(
         return (h, report);
     }
     loop {
-        let (largest, squares) = step(&h, &mut next);
+        let change = step(&h, &mut next);
         std::mem::swap(&mut h, &mut next);
-        report.residual = largest;
-        report.converged = match limits.stop {
-            StopRule::MaxNorm => largest <= limits.tol * scale,
-            StopRule::FrobeniusAbs => squares.sqrt() < limits.tol,
+        let size = change.in_norm(system.contracts);
+        report.residual = change.largest;
+        let goal = match limits.stop {
+            StopRule::MaxNorm => limits.tol * scale,
+            StopRule::FrobeniusAbs => limits.tol / system.frobenius_by_norm(rows.len()),
         };
-        let cap =
-            *max_iter.get_or_insert_with(|| bound(system.gamma, limits, largest, scale, h.len()));
+        report.converged = match limits.stop {
+            StopRule::MaxNorm => size <= goal,
+            StopRule::FrobeniusAbs => change.squares.sqrt() < limits.tol,
+        };
+        let cap = *max_iter.get_or_insert_with(|| bound(system.gamma, goal, size));
         // What was computed last is the extra application.
-        if report.converged || report.iterations >= cap || !largest.is_finite() {
+        if report.converged || report.iterations >= cap || !size.is_finite() {
             return (h, report);
         }
         report.iterations += 1;
     }
 }
 
-/// The iterations that a contraction by `gamma` needs at most when its first step was `first`.
-fn bound(gamma: f64, limits: Limits, first: f64, scale: f64, entries: usize) -> usize {
-    let goal = match limits.stop {
-        StopRule::MaxNorm => limits.tol * scale,
-        StopRule::FrobeniusAbs => limits.tol / (entries as f64).sqrt(),
-    };
+/// The iterations that a contraction by `gamma` needs at most from its first step to a `goal`, both in
+/// the norm in which it contracts.
+fn bound(gamma: f64, goal: f64, first: f64) -> usize {
     if !(first.is_finite() && first > goal) {
         return 1;
     }
@@ -566,8 +644,7 @@ impl Implicit {
         let (_, transposed) = rows_of(&self.graph, self.how.orientation);
         let slopes: Vec<T> = h.iter().map(|y| self.how.activation.slope_at(*y)).collect();
         let mut system = System::new(transposed, &w, &g, grad.dims()[1], self.how.gamma);
-        // A loss that is a mean has gradients far below 1, and they need their digits too.
-        system.floor = 0.0;
+        system.contracts = Contracts::InSums;
         let post = |at: usize, z: T| slopes[at] * z;
         let (u, report) = solve(&system, &self.ptr, self.how.backward, Some(&slopes), &post)?;
         if !report.converged {

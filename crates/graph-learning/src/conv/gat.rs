@@ -1,6 +1,8 @@
 //! Graph attention.
 
-use super::{add_bias, dropout, glorot, leaky_relu, of_targets, weight, GraphModule, ZEROS};
+use super::{
+    add_bias, dropout, glorot, leaky_relu, linear, of_targets, weight, GraphModule, ZEROS,
+};
 use crate::graph::Graph;
 use crate::sparse::{edge_reduce, gather, segment_softmax, spmm, Features, Reduce, Side};
 use crate::{Error, RandomStream, Result};
@@ -170,18 +172,23 @@ impl GatConv {
     /// Attention weights `[E', heads]` of projected features `[sources, heads * out]`, before
     /// dropout.
     fn attention(&self, graph: &Graph, z: &Tensor, edge: Option<&Tensor>) -> Result<Tensor> {
-        let z = z.reshape((z.dims()[0], self.config.heads, self.outputs))?;
-        let score = |a: &Tensor, z: &Tensor| z.broadcast_mul(a)?.sum(2);
-        let sent = score(&self.source, &z)?;
-        let received = score(&self.target, &of_targets(graph, &z)?)?;
+        let sent = self.scores(&self.source, z)?;
+        let received = self.scores(&self.target, &of_targets(graph, z)?)?;
         let mut logits =
             (gather(graph, &sent, Side::Source)? + gather(graph, &received, Side::Target)?)?;
         if let (Some((w, a)), Some(u)) = (&self.edge, edge) {
-            let u = u.matmul(&w.t()?)?;
-            let u = u.reshape((graph.num_edges(), self.config.heads, self.outputs))?;
-            logits = (logits + score(a, &u)?)?;
+            logits = (logits + self.scores(a, &linear(u, w, None)?)?)?;
         }
         segment_softmax(graph, &leaky_relu(&logits, self.config.negative_slope)?)
+    }
+
+    /// `<a_h, z_h>` for each head `h`: `[rows, heads]` from `[rows, heads * out]`, as one product with
+    /// the matrix that holds `a_h` at the columns of head `h` in row `h`.
+    fn scores(&self, a: &Tensor, z: &Tensor) -> Result<Tensor> {
+        let (heads, outputs) = (self.config.heads, self.outputs);
+        let own = Tensor::eye(heads, a.dtype(), a.device())?.unsqueeze(2)?;
+        let a = own.broadcast_mul(a)?.reshape((heads, heads * outputs))?;
+        linear(z, &a, None)
     }
 
     fn with_loops(&self, graph: &Graph, edge: Option<&Tensor>) -> Result<(Graph, Option<Tensor>)> {

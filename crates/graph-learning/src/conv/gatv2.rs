@@ -2,7 +2,8 @@
 
 use super::gat::loops_with_features;
 use super::{
-    add_bias, dropout, glorot, leaky_relu, of_targets, weight, GatConfig, GraphModule, ZEROS,
+    add_bias, dropout, glorot, leaky_relu, linear, of_targets, weight, GatConfig, GraphModule,
+    ZEROS,
 };
 use crate::graph::Graph;
 use crate::sparse::{gather, segment_softmax, spmm, Features, Reduce, Side};
@@ -45,7 +46,7 @@ impl Gatv2Conv {
         config.gat.validate()?;
         let heads = config.gat.heads;
         let wide = heads * outputs;
-        let linear = |name: &str| -> Result<(Tensor, Option<Tensor>)> {
+        let projection = |name: &str| -> Result<(Tensor, Option<Tensor>)> {
             let vb = vb.pp(name);
             let bias = match config.gat.bias {
                 true => Some(vb.get_with_hints(wide, "bias", ZEROS)?),
@@ -56,10 +57,10 @@ impl Gatv2Conv {
                 bias,
             ))
         };
-        let left = linear("lin_l")?;
+        let left = projection("lin_l")?;
         let right = match config.share_weights {
             true => left.clone(),
-            false => linear("lin_r")?,
+            false => projection("lin_r")?,
         };
         let shown = if config.gat.concat { wide } else { outputs };
         Ok(Self {
@@ -117,7 +118,7 @@ impl Gatv2Conv {
         let mut joint =
             (gather(&graph, &sent, Side::Source)? + gather(&graph, &received, Side::Target)?)?;
         if let (Some(w), Some(u)) = (&self.edge, u) {
-            let u = u.matmul(&w.t()?)?;
+            let u = linear(&u, w, None)?;
             joint = (joint + u.reshape((graph.num_edges(), config.heads, self.outputs))?)?;
         }
         let joint = leaky_relu(&joint, config.negative_slope)?;

@@ -1,6 +1,6 @@
 //! The graph convolution of Kipf and Welling.
 
-use super::{add_bias, glorot, weight, GraphModule, ZEROS};
+use super::{add_bias, glorot, linear, weight, GraphModule, ZEROS};
 use crate::graph::Graph;
 use crate::sparse::{gcn_norm, spmm, symmetric, Features, Norm, Reduce};
 use crate::{RandomStream, Result};
@@ -102,8 +102,7 @@ impl GcnConv {
         let (outputs, inputs) = self.weight.dims2()?;
         let y = match x {
             Features::Dense(x) if outputs >= inputs => {
-                let sent = self.propagate(graph, x, edge_weights)?;
-                sent.matmul(&self.weight.t()?)?
+                return self.transform(&self.propagate(graph, x, edge_weights)?);
             }
             x => self.propagate(graph, &x.linear(&self.weight)?, edge_weights)?,
         };
@@ -167,8 +166,7 @@ impl GcnConv {
     /// # Errors
     /// Those of candle.
     pub fn transform(&self, propagated: &Tensor) -> Result<Tensor> {
-        let y = propagated.matmul(&self.weight.t()?)?;
-        add_bias(y, self.bias.as_ref())
+        linear(propagated, &self.weight, self.bias.as_ref())
     }
 
     fn normalized(&self, graph: &Graph, weights: &Tensor) -> Result<(Graph, Tensor)> {

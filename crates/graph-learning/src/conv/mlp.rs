@@ -1,9 +1,10 @@
 //! The perceptron inside other layers.
 
-use super::{leaky_relu, torch_linear, weight};
+use super::{linear, linear_then, torch_linear, weight};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use candle_nn::{Activation, Init, Module, VarBuilder};
+use nn::activation::Activation as Fused;
 
 /// Linear layers with an activation between them (and after the last one, if asked for).
 ///
@@ -89,32 +90,73 @@ impl Mlp {
         y: &Tensor,
         mut then: impl FnMut(Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let mut y = y.clone();
-        let last = self.layers.len() - 1;
-        for (i, (w, b)) in self.layers.iter().enumerate() {
-            if i > 0 {
-                y = y.matmul(&w.t()?)?.broadcast_add(b)?;
-            }
-            let activation = if i < last {
-                Some(&self.activation)
-            } else {
-                self.last.as_ref()
+        let y = match self.activation(0) {
+            Some(activation) => then(apply(activation, y)?)?,
+            None => y.clone(),
+        };
+        self.beginning_at(1, y, then)
+    }
+
+    /// All of it with `then` after every activation.
+    pub(crate) fn forward_with(
+        &self,
+        x: &Tensor,
+        then: impl FnMut(Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        self.beginning_at(0, x.clone(), then)
+    }
+
+    fn beginning_at(
+        &self,
+        first: usize,
+        mut y: Tensor,
+        mut then: impl FnMut(Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        for (i, (w, b)) in self.layers.iter().enumerate().skip(first) {
+            let b = Some(b);
+            y = match self.activation(i) {
+                None => linear(&y, w, b)?,
+                Some(activation) => then(match fused(activation) {
+                    Some(activation) => linear_then(&y, w, b, activation)?,
+                    None => activation.forward(&linear(&y, w, b)?)?,
+                })?,
             };
-            match activation {
-                // Candle's takes five passes.
-                Some(Activation::LeakyRelu(slope)) => y = then(leaky_relu(&y, *slope)?)?,
-                Some(activation) => y = then(activation.forward(&y)?)?,
-                None => {}
-            }
         }
         Ok(y)
+    }
+
+    /// What follows a layer.
+    fn activation(&self, layer: usize) -> Option<Activation> {
+        match layer + 1 < self.layers.len() {
+            true => Some(self.activation),
+            false => self.last,
+        }
     }
 }
 
 impl Module for Mlp {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let (w, b) = self.first();
-        let y = x.matmul(&w.t()?)?.broadcast_add(b)?;
-        Ok(self.after_first(&y)?)
+        Ok(self.forward_with(x, Ok)?)
     }
+}
+
+fn apply(activation: Activation, y: &Tensor) -> Result<Tensor> {
+    Ok(match fused(activation) {
+        Some(activation) => activation.forward(y)?,
+        None => activation.forward(y)?,
+    })
+}
+
+/// The activation as one pass, where there is one: candle's leaky ReLU takes five.
+fn fused(activation: Activation) -> Option<Fused> {
+    Some(match activation {
+        Activation::Relu => Fused::Relu,
+        Activation::LeakyRelu(slope) => Fused::LeakyRelu(slope),
+        Activation::Gelu => Fused::Gelu,
+        Activation::NewGelu | Activation::GeluPytorchTanh => Fused::GeluTanh,
+        Activation::Silu | Activation::Swish => Fused::Silu,
+        Activation::Mish => Fused::Mish,
+        Activation::Sigmoid => Fused::Sigmoid,
+        _ => return None,
+    })
 }

@@ -42,7 +42,6 @@ mod gat;
 mod gatv2;
 mod gcn;
 mod gin;
-mod leaky;
 mod mlp;
 mod sage;
 
@@ -50,14 +49,15 @@ pub use gat::{GatConfig, GatConv};
 pub use gatv2::{Gatv2Config, Gatv2Conv};
 pub use gcn::{GcnConfig, GcnConv};
 pub use gin::{GinConfig, GinConv};
-pub(crate) use leaky::leaky_relu;
 pub use mlp::Mlp;
 pub use sage::{SageConfig, SageConv};
 
 use crate::graph::Graph;
 use crate::{Error, RandomStream, Result};
 use candle_core::Tensor;
-use candle_nn::{Init, VarBuilder};
+use candle_nn::{Init, Module, VarBuilder};
+use nn::activation::Activation;
+use nn::linear::linear_activation;
 
 /// A layer or network over a graph.
 pub trait GraphModule {
@@ -133,6 +133,31 @@ fn weight(vb: &VarBuilder, name: &str, fan: (usize, usize), init: Init) -> Resul
         return Err(Error::argument("width", value, "at least 1 on both sides"));
     }
     Ok(vb.get_with_hints((outputs, inputs), name, init)?)
+}
+
+/// `x W^T + b`, with no gradient for a constant `x`: candle's own product computes one all the same,
+/// which takes as long as the product itself where `x` are the features of a graph.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear_then(x, weight, bias, Activation::Identity)
+}
+
+/// The same followed by an activation.
+fn linear_then(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    activation: Activation,
+) -> Result<Tensor> {
+    if x.elem_count() > 0 {
+        return Ok(linear_activation(x, weight, bias, activation)?);
+    }
+    let y = add_bias(x.matmul(&weight.t()?)?, bias)?;
+    Ok(activation.forward(&y)?)
+}
+
+/// `max(x, 0) + slope min(x, 0)`.
+pub(crate) fn leaky_relu(x: &Tensor, slope: f64) -> Result<Tensor> {
+    Ok(Activation::LeakyRelu(slope).forward(x)?)
 }
 
 fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {

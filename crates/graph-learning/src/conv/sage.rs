@@ -1,6 +1,6 @@
 //! GraphSAGE.
 
-use super::{add_bias, normalize_rows, of_targets, torch_linear, weight, GraphModule};
+use super::{add_bias, linear, normalize_rows, of_targets, torch_linear, weight, GraphModule};
 use crate::graph::Graph;
 use crate::sparse::{spmm, Features, Reduce};
 use crate::{RandomStream, Result};
@@ -94,23 +94,23 @@ impl SageConv {
     /// As [`forward`](Self::forward).
     pub fn apply(&self, graph: &Graph, x: &Features) -> Result<Tensor> {
         let (outputs, inputs) = self.left.dims2()?;
-        let linear = matches!(self.config.aggregation, Reduce::Sum | Reduce::Mean);
+        let commutes = matches!(self.config.aggregation, Reduce::Sum | Reduce::Mean);
         let device = self.left.device();
         let received = match (&self.project, x) {
-            (None, x @ Features::Sparse(_)) if linear => {
+            (None, x @ Features::Sparse(_)) if commutes => {
                 self.aggregate(graph, &x.linear(&self.left)?)?
             }
             (None, x) => {
                 let x = x.to_dense(device)?;
-                if linear && outputs < inputs {
-                    self.aggregate(graph, &x.matmul(&self.left.t()?)?)?
+                if commutes && outputs < inputs {
+                    self.aggregate(graph, &linear(&x, &self.left, None)?)?
                 } else {
-                    self.aggregate(graph, &x)?.matmul(&self.left.t()?)?
+                    linear(&self.aggregate(graph, &x)?, &self.left, None)?
                 }
             }
             (Some((p, bias)), x) => {
                 let sent = x.linear(p)?.broadcast_add(bias)?.relu()?;
-                self.aggregate(graph, &sent)?.matmul(&self.left.t()?)?
+                linear(&self.aggregate(graph, &sent)?, &self.left, None)?
             }
         };
         self.combine(graph, received, x)
@@ -130,9 +130,9 @@ impl SageConv {
     /// # Errors
     /// Those of candle.
     pub fn transform(&self, aggregated: &Tensor, own: &Tensor) -> Result<Tensor> {
-        let mut y = add_bias(aggregated.matmul(&self.left.t()?)?, self.bias.as_ref())?;
+        let mut y = linear(aggregated, &self.left, self.bias.as_ref())?;
         if let Some(right) = &self.right {
-            y = (y + own.matmul(&right.t()?)?)?;
+            y = (y + linear(own, right, None)?)?;
         }
         self.finish(y)
     }
@@ -141,7 +141,7 @@ impl SageConv {
         let mut y = add_bias(received, self.bias.as_ref())?;
         if let Some(right) = &self.right {
             let own = match x {
-                Features::Dense(x) => of_targets(graph, x)?.matmul(&right.t()?)?,
+                Features::Dense(x) => linear(&of_targets(graph, x)?, right, None)?,
                 sparse => of_targets(graph, &sparse.linear(right)?)?,
             };
             y = (y + own)?;

@@ -157,6 +157,36 @@ impl Graph {
         Self::from_edges(n, narrow(&ends[0])?, narrow(&ends[1])?)
     }
 
+    /// The entries of a dense matrix `[targets, sources]` that are not zero, as edges and their weights
+    /// in the order of the edges: what [`to_dense`](Self::to_dense) undoes. A matrix with rows for
+    /// sources, as NetworkX and PyTorch Geometric write it, must be transposed first.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless it is a matrix, [`Error::NonFinite`], [`Error::TooLarge`].
+    pub fn from_dense(adjacency: &Tensor) -> Result<(Self, Vec<f64>)> {
+        let (rows, cols) = adjacency
+            .dims2()
+            .map_err(|_| Error::shape("adjacency", adjacency.dims(), "[targets, sources]"))?;
+        let entries = adjacency.to_dtype(DType::F64)?.flatten_all()?;
+        let entries = entries.to_vec1::<f64>()?;
+        let count = entries.iter().filter(|v| !v.is_finite()).count();
+        if count > 0 {
+            let (what, total) = ("adjacency", entries.len());
+            return Err(Error::NonFinite { what, count, total });
+        }
+        let (mut src, mut dst, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        for (at, weight) in entries.into_iter().enumerate().filter(|(_, w)| *w != 0.0) {
+            src.push((at % cols) as u32);
+            dst.push((at / cols) as u32);
+            weights.push(weight);
+        }
+        let graph = match rows == cols {
+            true => Self::from_edges(rows, src, dst)?,
+            false => Self::bipartite(cols, rows, src, dst)?,
+        };
+        Ok((graph, weights))
+    }
+
     /// Items `0..ids.len()`, each with one edge to its group: what sums, means and softmax over
     /// groups need (nodes of a graph in a batch, edges that merge into one). Groups may be empty.
     ///

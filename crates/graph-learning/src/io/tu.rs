@@ -18,6 +18,9 @@ pub struct TuDataset {
     /// Node features of each graph in `f32`, `[n, d]`: the file's real attributes, then the one-hot
     /// node labels. A file with neither gives `[n, 0]`.
     pub x: Vec<Tensor>,
+    /// How many of the first columns of `x` are real attributes. PyTorch Geometric leaves these out
+    /// unless it is asked for them.
+    pub num_node_attributes: usize,
     /// The class of each node where the file has node labels, graph by graph.
     pub node_labels: Option<Vec<Vec<u32>>>,
     /// The class of each edge where the file has edge labels, graph by graph.
@@ -71,8 +74,11 @@ pub fn tu_dataset(dir: impl AsRef<Path>, name: &str) -> Result<TuDataset> {
     let node_labels = optional("node_labels")?;
     let mut parts = Vec::new();
     let attributes = path("node_attributes");
+    let mut num_node_attributes = 0;
     if attributes.is_file() {
-        parts.push(real_rows(&attributes, n)?);
+        let rows = real_rows(&attributes, n)?;
+        num_node_attributes = rows.dims2()?.1;
+        parts.push(rows);
     }
     let node_labels = match node_labels {
         Some(raw) => {
@@ -103,6 +109,7 @@ pub fn tu_dataset(dir: impl AsRef<Path>, name: &str) -> Result<TuDataset> {
     let rows = |w: &[usize]| Ok(x.narrow(0, w[0], w[1] - w[0])?);
     Ok(TuDataset {
         x: first.windows(2).map(rows).collect::<Result<_>>()?,
+        num_node_attributes,
         graphs,
         y,
         classes,

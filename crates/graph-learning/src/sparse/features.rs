@@ -1,6 +1,7 @@
 //! Node features that are mostly zero.
 
 use super::{spmm, Reduce};
+use crate::conv::linear;
 use crate::graph::Graph;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -328,7 +329,7 @@ impl Features {
     /// Those of candle, for shapes that do not fit.
     pub fn linear(&self, weight: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Dense(x) => Ok(x.matmul(&weight.t()?)?),
+            Self::Dense(x) => linear(x, weight, None),
             Self::Sparse(x) => x.matmul(&weight.t()?.contiguous()?),
         }
     }

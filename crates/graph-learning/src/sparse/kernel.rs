@@ -92,21 +92,6 @@ pub(crate) fn by_edges<T: Scalar>(
     out
 }
 
-/// `f(x, y)` of each pair of entries.
-pub(crate) fn elementwise<T: Scalar>(x: &[T], y: &[T], f: impl Fn(T, T) -> T + Sync) -> Vec<T> {
-    by_edges(x.len(), 1, 4, |range, out| {
-        vectorized(
-            #[inline(always)]
-            || {
-                let pairs = x[range.clone()].iter().zip(&y[range]);
-                for (out, (x, y)) in out.iter_mut().zip(pairs) {
-                    *out = f(*x, *y);
-                }
-            },
-        )
-    })
-}
-
 /// Edge weights `[E, heads]` in the order of the edge list.
 #[derive(Clone, Copy)]
 pub(crate) struct Weights<'a, T> {

@@ -25,7 +25,7 @@ mod norm;
 mod ops;
 
 pub use features::{Features, SparseFeatures};
-pub(crate) use kernel::{by_rows, elementwise, real, vectorized, Scalar};
+pub(crate) use kernel::{by_rows, real, vectorized, Scalar};
 pub(crate) use norm::scale_by_degrees;
 pub use norm::{gcn_norm, Norm};
 

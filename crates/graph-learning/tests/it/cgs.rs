@@ -57,6 +57,36 @@ const PHIS: [Contraction; 4] = [
     Contraction::Sigmoid,
 ];
 
+/// Many small gradients that meet in a hub two steps later: none of them is as large as the tolerance,
+/// their sum is a thousand times that.
+#[test]
+fn small_gradients_add_up_in_a_hub() {
+    let rays = 2000u32;
+    // Leaf -> middle -> hub, and a node by itself; gradients travel along the edges.
+    let (hub, alone) = (2 * rays, 2 * rays + 1);
+    let src: Vec<u32> = (0..2 * rays).collect();
+    let dst = (0..rays).map(|i| rays + i).chain((0..rays).map(|_| hub));
+    let n = 2 * rays as usize + 2;
+    let graph = Graph::from_edges(n, src, dst.collect()).unwrap();
+    let (small, tol) = (5e-7, 1e-6);
+    let mut g = vec![0.0; n];
+    g[..rays as usize].fill(small);
+    g[alone as usize] = 1.0;
+    let g = Tensor::from_vec(g, (n, 1), &candle_core::Device::Cpu).unwrap();
+    let weights = Tensor::ones((graph.num_edges(), 1), DType::F64, g.device()).unwrap();
+    let bias = Var::from_tensor(&g.zeros_like().unwrap()).unwrap();
+    let gamma = 0.9;
+    for ptr in [None, Some([0, alone, alone + 1])] {
+        let ptr = ptr.as_ref().map(|p| p.as_slice());
+        let how = how(gamma, Contraction::Identity, ORIENTATIONS[0], iterate(tol));
+        let (h, _) = fixed_point(&graph, ptr, &weights, &bias, how).unwrap();
+        let grads = (h * &g).unwrap().sum_all().unwrap().backward().unwrap();
+        let found = values(grads.get(&bias).unwrap())[hub as usize];
+        let exact = gamma * gamma * small * f64::from(rays);
+        assert!((found - exact).abs() < 10.0 * tol, "{found} for {exact}");
+    }
+}
+
 proptest! {
     #![proptest_config(cases(16))]
 

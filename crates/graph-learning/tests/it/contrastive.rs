@@ -28,14 +28,7 @@ fn the_adaptor_reads_the_nodes() {
         (nodes.values, nodes.shape) = (vec![5.0, 2.0, 7.0, 0.0], vec![4]);
     };
     let report = FILES.verify_variant("pot", change, graph_learning::verify::pot);
-    let passed = |name: &str| {
-        report
-            .comparisons
-            .iter()
-            .find(|c| c.name == name)
-            .unwrap()
-            .passed
-    };
+    let passed = |name| passed(&report, name);
     for name in [
         "A_upper",
         "z_view1",

@@ -203,3 +203,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn dense_matrices_become_graphs_and_come_back() {
+    for (rows, cols) in [(4, 4), (2, 3), (0, 0)] {
+        let dense = normal(1, &[rows, cols], DType::F64).relu().unwrap();
+        let (graph, weights) = Graph::from_dense(&dense).unwrap();
+        assert_eq!((graph.num_targets(), graph.num_sources()), (rows, cols));
+        assert_eq!(graph.is_square(), rows == cols);
+        let back = graph.to_dense(Some(&weights)).unwrap();
+        assert_eq!(values(&back), values(&dense));
+    }
+    assert_says(
+        Graph::from_dense(&normal(1, &[4], DType::F64)),
+        &["[4]", "[targets, sources]"],
+    );
+    let bad = Tensor::new(&[[1f32, f32::NAN], [0.0, 1.0]], &CPU).unwrap();
+    assert_says(Graph::from_dense(&bad), &["adjacency", "1 of 4"]);
+}

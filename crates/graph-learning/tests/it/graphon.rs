@@ -53,14 +53,7 @@ fn the_adaptor_counts_the_graphs() {
             .unwrap();
     };
     let report = FILES.verify_variant("w2pgnn", change, graph_learning::verify::w2pgnn);
-    let passed = |name: &str| {
-        report
-            .comparisons
-            .iter()
-            .find(|c| c.name == name)
-            .unwrap()
-            .passed
-    };
+    let passed = |name| passed(&report, name);
     assert!(passed("topo_features") && passed("ot_plan") && !passed("step_GWB"));
     assert!(report.unknown.is_empty());
 }

@@ -198,6 +198,7 @@ fn tu_files_are_split_into_graphs() {
     assert_eq!(sizes, [(2, 2), (0, 0), (2, 2)]);
     assert_eq!(data.graphs[2].edges().collect::<Vec<_>>(), [(1, 0), (0, 1)]);
     assert_eq!(values(&data.x[0]), [1.5, 2.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0]);
+    assert_eq!(data.num_node_attributes, 2);
     assert_eq!(data.node_labels.unwrap()[2], [0, 0]);
     assert_eq!(data.edge_labels.unwrap()[2], [1, 0]);
     for (file, text, words) in [

@@ -8,6 +8,15 @@ pub use tensor_core::testing::{
 use candle_core::{DType, Device, Tensor, Var};
 use graph_learning::{Graph, RandomStream};
 use tensor_core::testing::ReferenceFiles;
+use tensor_core::verify::Report;
+
+/// Whether a comparison of a report is within its tolerance.
+pub fn passed(report: &Report, name: &str) -> bool {
+    let found = report.comparisons.iter().find(|c| c.name == name);
+    found
+        .unwrap_or_else(|| panic!("no comparison `{name}`"))
+        .passed
+}
 
 /// The crate's reference files.
 pub const FILES: ReferenceFiles = ReferenceFiles(env!("CARGO_MANIFEST_DIR"));

@@ -8,46 +8,59 @@ use std::fmt::Write;
 
 /// One matrix of numbers in `[0, 1]` with its title.
 pub(super) struct HeatMap {
-    pub title: String,
+    /// Lines above the matrix.
+    pub title: Vec<String>,
     pub cells: usize,
     /// Row-major.
     pub values: Vec<f64>,
 }
 
-const SIDE: f64 = 150.0;
-const GAP: f64 = 14.0;
+const SIDE: f64 = 160.0;
+const GAP: f64 = 16.0;
+const LINE: f64 = 15.0;
 
-/// Matrices in rows of `columns`, white for 0 and dark for 1.
-pub(super) fn heat_maps(caption: &str, columns: usize, maps: &[HeatMap]) -> Picture {
-    let columns = columns.max(1);
-    let rows = maps.len().div_ceil(columns);
-    let mut svg = open(
-        columns as f64 * (SIDE + GAP),
-        rows as f64 * (SIDE + GAP + 14.0),
-    );
+/// Matrices in two columns, row by row: white for 0 and dark for 1. Two fit a telephone.
+pub(super) fn heat_maps(caption: &str, maps: &[HeatMap]) -> Picture {
+    const COLUMNS: usize = 2;
+    let lines = maps.iter().map(|m| m.title.len()).max().unwrap_or(0) as f64;
+    let above = lines * LINE + 4.0;
+    let rows = maps.len().div_ceil(COLUMNS) as f64;
+    let mut svg = open(COLUMNS as f64 * (SIDE + GAP), rows * (above + SIDE + GAP));
     for (at, map) in maps.iter().enumerate() {
-        let left = (at % columns) as f64 * (SIDE + GAP) + GAP / 2.0;
-        let top = (at / columns) as f64 * (SIDE + GAP + 14.0);
-        // Writing to a string cannot fail.
-        let _ = write!(
-            svg,
-            "<text x=\"{left:.1}\" y=\"{:.1}\" font-size=\"11\" font-family=\"sans-serif\">{}</text>",
-            top + 12.0,
-            map.title
-        );
+        let left = (at % COLUMNS) as f64 * (SIDE + GAP) + GAP / 2.0;
+        let top = (at / COLUMNS) as f64 * (above + SIDE + GAP);
+        for (i, line) in map.title.iter().enumerate() {
+            text(&mut svg, left, top + LINE * (i as f64 + 0.9), "", line);
+        }
         let cell = SIDE / map.cells.max(1) as f64;
         for (p, value) in map.values.iter().enumerate() {
             let (r, c) = (p / map.cells, p % map.cells);
-            let (x, y) = (left + c as f64 * cell, top + 18.0 + r as f64 * cell);
+            let (x, y) = (left + c as f64 * cell, top + above + r as f64 * cell);
             let shade = (255.0 * (1.0 - value.clamp(0.0, 1.0))) as u8;
             let side = cell + 0.2;
+            // Writing to a string cannot fail.
             let _ = write!(
                 svg,
                 "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{side:.1}\" height=\"{side:.1}\" fill=\"rgb({shade},{shade},255)\"/>"
             );
         }
+        frame(&mut svg, left, top + above, SIDE);
     }
     close(svg, caption)
+}
+
+fn text(svg: &mut String, x: f64, y: f64, attributes: &str, words: &str) {
+    let _ = write!(
+        svg,
+        "<text x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"12\" font-family=\"sans-serif\" {attributes}>{words}</text>"
+    );
+}
+
+fn frame(svg: &mut String, x: f64, y: f64, side: f64) {
+    let _ = write!(
+        svg,
+        "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{side:.1}\" height=\"{side:.1}\" fill=\"none\" stroke=\"#888\"/>"
+    );
 }
 
 /// The color of a class.
@@ -56,9 +69,11 @@ const COLORS: [&str; 10] = [
     "#44aa99", "#332288",
 ];
 
-/// Points in the plane in the colors of their classes, in a frame around all of them.
-pub(super) fn scatter(caption: &str, points: &[[f64; 2]], classes: &[u32]) -> Picture {
-    const FRAME: f64 = 360.0;
+/// Embeddings in the plane of their two largest principal components, in the colors of their classes.
+pub(super) fn embeddings(z: &Tensor, classes: &[u32]) -> Result<Picture> {
+    const PLOT: f64 = 330.0;
+    const LEFT: f64 = 22.0;
+    let points = principal_plane(z)?;
     let axis = |k: usize| {
         let of = points.iter().map(|p| p[k]);
         let low = of.clone().fold(f64::INFINITY, f64::min);
@@ -66,21 +81,46 @@ pub(super) fn scatter(caption: &str, points: &[[f64; 2]], classes: &[u32]) -> Pi
         (low, (high - low).max(1e-12))
     };
     let (x, y) = (axis(0), axis(1));
-    let mut svg = open(FRAME, FRAME);
+    let count = classes.iter().max().map_or(0, |c| *c as usize + 1);
+    let legend = 18.0 * (count as f64 / 5.0).ceil();
+    let mut svg = open(LEFT + PLOT + 4.0, PLOT + 30.0 + legend);
+    frame(&mut svg, LEFT, 2.0, PLOT);
     for (point, class) in points.iter().zip(classes) {
-        let left = 6.0 + (FRAME - 12.0) * (point[0] - x.0) / x.1;
-        let top = FRAME - 6.0 - (FRAME - 12.0) * (point[1] - y.0) / y.1;
-        let color = COLORS[*class as usize % COLORS.len()];
-        let _ = write!(
-            svg,
-            "<circle cx=\"{left:.1}\" cy=\"{top:.1}\" r=\"2.2\" fill=\"{color}\" fill-opacity=\"0.7\"/>"
-        );
+        let left = LEFT + 6.0 + (PLOT - 12.0) * (point[0] - x.0) / x.1;
+        let top = PLOT - 4.0 - (PLOT - 12.0) * (point[1] - y.0) / y.1;
+        dot(&mut svg, left, top, (2.2, 0.7), *class);
     }
-    close(svg, caption)
+    let middle = "text-anchor=\"middle\"";
+    let words = "first principal component";
+    text(&mut svg, LEFT + PLOT / 2.0, PLOT + 18.0, middle, words);
+    let (at, turned) = (PLOT / 2.0, format!("{middle} transform=\"rotate(-90)\""));
+    text(
+        &mut svg,
+        -at,
+        LEFT - 8.0,
+        &turned,
+        "second principal component",
+    );
+    for class in 0..count {
+        let (row, column) = ((class / 5) as f64, (class % 5) as f64);
+        let (left, top) = (LEFT + 8.0 + 66.0 * column, PLOT + 36.0 + 18.0 * row);
+        dot(&mut svg, left, top - 4.0, (4.0, 1.0), class as u32);
+        text(&mut svg, left + 8.0, top, "", &format!("class {class}"));
+    }
+    let caption = "Embeddings of the nodes, centered and normalized, by class.";
+    Ok(close(svg, caption))
+}
+
+fn dot(svg: &mut String, x: f64, y: f64, (radius, opacity): (f64, f64), class: u32) {
+    let color = COLORS[class as usize % COLORS.len()];
+    let _ = write!(
+        svg,
+        "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\" fill=\"{color}\" fill-opacity=\"{opacity}\"/>"
+    );
 }
 
 /// The two largest principal components of centered, normalized embeddings, by power iteration.
-pub(super) fn principal_plane(z: &Tensor) -> Result<Vec<[f64; 2]>> {
+fn principal_plane(z: &Tensor) -> Result<Vec<[f64; 2]>> {
     let z = embedding_for_probe(z)?;
     let covariance = z.t()?.contiguous()?.matmul(&z)?;
     let d = covariance.dims()[0];

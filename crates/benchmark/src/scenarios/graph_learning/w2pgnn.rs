@@ -92,7 +92,7 @@ impl Scenario for W2pGnn {
             krate: "graph-learning",
             module: "feasibility",
             tags: &["graph", "transfer"],
-            version: 1,
+            version: 2,
             summary: "Three pre-training domains, sampled from the graphons uv, exp(-max^0.75) and (u + v)/2: 12 graphs of \
                       60 to 89 nodes each. Four downstream collections: from the first graphon (same), from the mean of the \
                       first and the third (in), from two blocks (sbm), and nearly complete graphs (dense). The distance is \
@@ -217,20 +217,18 @@ fn ranked(
     }
     maps.sort_by(|a, b| a.0.total_cmp(&b.0));
     let map = |title: String, step: &StepFunction| HeatMap {
-        title,
+        title: vec![title],
         cells: step.cells(),
         values: step.to_vec(),
     };
-    let above = maps
-        .iter()
-        .map(|(d, name, down, _)| map(format!("{name}: {d:.3}"), down));
-    let below = maps
-        .iter()
-        .map(|(_, name, _, best)| map(format!("mixture for {name}"), best));
-    let maps: Vec<HeatMap> = above.chain(below).collect();
-    let caption =
-        "Downstream graphons by distance, and the nearest mixture of the domains below each.";
-    Ok(outcome.picture(heat_maps(caption, DOWNSTREAM.len(), &maps)))
+    let pair = |(place, (d, name, down, best)): (usize, &(f64, _, _, _))| {
+        let title = format!("{}. {name}: {d:.3}", place + 1);
+        [map(title, down), map(format!("mixture for {name}"), best)]
+    };
+    let maps: Vec<HeatMap> = maps.iter().enumerate().flat_map(pair).collect();
+    let caption = "Downstream graphons, the most feasible first, by their distance, and the nearest mixture of the \
+                   domains beside each: white is an edge probability of 0, blue of 1.";
+    Ok(outcome.picture(heat_maps(caption, &maps)))
 }
 
 fn mean_features(collection: &GraphCollection) -> Result<Vec<[f64; 8]>> {
@@ -340,15 +338,19 @@ fn halves(trial: &TrialContext, estimator: &GraphonEstimator) -> Result<TrialOut
         if distances[i] == nearest {
             own_first += 1.0;
         }
-        let shown: Vec<String> = distances.iter().map(|d| format!("{d:.3}")).collect();
+        let far = |((basis, _, _), d): (&(&str, _, _), &f64)| format!("to {basis}: {d:.3}");
+        let shown = domains.iter().zip(&distances).map(far);
         maps.push(HeatMap {
-            title: format!("{name}: {}", shown.join(" ")),
+            title: std::iter::once(format!("half of {name}"))
+                .chain(shown)
+                .collect(),
             cells,
             values: target.to_vec(),
         });
     }
-    let caption = "The other half of each domain, with its distance from the basis of each domain.";
+    let caption = "The other half of each domain, with its distance from the basis of each domain: white is an \
+                   edge probability of 0, blue of 1.";
     Ok(TrialOutcome::default()
         .metric("own_first", own_first / domains.len().max(1) as f64)
-        .picture(heat_maps(caption, maps.len(), &maps)))
+        .picture(heat_maps(caption, &maps)))
 }
