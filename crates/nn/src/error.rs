@@ -61,6 +61,15 @@ pub enum Error {
         classes: usize,
     },
 
+    /// A row of a masked softmax has no possible entry, or not the one that is wanted.
+    #[error("row {row}: {reason}")]
+    Impossible {
+        /// The row.
+        row: usize,
+        /// What is impossible.
+        reason: String,
+    },
+
     /// Numbers that should be finite are not.
     #[error("{count} of {total} entries of {what} are NaN or infinite{hint}")]
     NonFinite {

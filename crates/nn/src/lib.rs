@@ -14,6 +14,7 @@
 //! | [`softmax`] | softmax and log-softmax with a gradient |
 //! | [`lora`] | low-rank adapters for layers, and for any network that is built from variables |
 //! | [`loss`] | cross entropy over class indices or soft labels |
+//! | [`masked`] | log-probabilities of policies some of whose actions are impossible |
 //! | [`goodness`] | losses of layers that are trained apart: goodness, the logistic loss |
 //! | [`stablemax`] | StableMax and its cross entropy, which rounding does not silence |
 //! | [`init`] | Glorot, He, LeCun, orthogonal, truncated normal; variables seeded by name |
@@ -45,6 +46,7 @@ mod kernel;
 pub mod linear;
 pub mod lora;
 pub mod loss;
+pub mod masked;
 #[cfg(feature = "models")]
 pub mod models;
 pub mod norm;

@@ -48,14 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         alphabet: dna.len(),
     };
     let length = sequences.first().map_or(0, Vec::len);
-    let config = EncoderConfig {
-        tokens: length.saturating_sub(2).max(1),
-        alphabet: encoding.vocabulary(),
-        width: 32,
-        heads: 4,
-        feed: 64,
-        layers: 2,
-    };
+    let config = EncoderConfig::small(encoding, length);
     let vars = SeededVars::new(&rng.split("model"));
     let model = KmerTransformer::new(&config, vars.builder(DType::F64, &Device::Cpu))?;
     let table = OfflineTable::fit(

@@ -14,6 +14,8 @@ pub(crate) trait Math: Real {
     fn exp_of_negative(self) -> Self;
     /// `ln(1 + x)` for `0 <= x <= 1`.
     fn ln_1p_unit(self) -> Self;
+    /// `ln x` for finite `x >= 1`; NaN stays.
+    fn ln_from_one(self) -> Self;
     fn tanh(self) -> Self;
     /// The normal distribution function and its density.
     fn normal(self) -> (Self, Self);
@@ -82,6 +84,18 @@ impl Math for f32 {
     }
 
     #[inline(always)]
+    fn ln_from_one(self) -> f32 {
+        // x = 2^n m with 1 <= m < 2.
+        let bits = self.to_bits();
+        let n = (bits >> 23) as f32 - 127.0;
+        let m = f32::from_bits((bits & 0x007f_ffff) | 0x3f80_0000);
+        let small = (m - 1.0).ln_1p_unit();
+        let ln = n.mul_add(std::f32::consts::LN_2, small);
+        // 0 below 1, and NaN for NaN.
+        f32::select(self >= 1.0, ln, 0.0 * self)
+    }
+
+    #[inline(always)]
     fn tanh(self) -> f32 {
         let a = self.abs();
         let e = Math::exp(a + a);
@@ -132,6 +146,11 @@ impl Math for f64 {
     }
 
     #[inline(always)]
+    fn ln_from_one(self) -> f64 {
+        f64::ln(self)
+    }
+
+    #[inline(always)]
     fn tanh(self) -> f64 {
         f64::tanh(self)
     }
@@ -164,6 +183,14 @@ mod tests {
     fn f32_functions_are_accurate() {
         assert!(worst((-86.9, 87.9), Math::exp, f64::exp) < 3e-7);
         assert!(worst((0.0, 1.0), Math::ln_1p_unit, f64::ln_1p) < 3e-7);
+        assert!(worst((1.01, 9000.0), Math::ln_from_one, f64::ln) < 3e-7);
+        assert_eq!(
+            (
+                Math::ln_from_one(1f32),
+                Math::ln_from_one(f32::NAN).is_nan()
+            ),
+            (0.0, true)
+        );
         assert!(worst((-9.0, 9.0), Math::tanh, f64::tanh) < 5e-7);
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         assert!(worst((-80.0, 80.0), Math::sigmoid, sigmoid) < 5e-7);

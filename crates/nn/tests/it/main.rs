@@ -12,6 +12,7 @@ mod init;
 mod layers;
 mod lora;
 mod losses;
+mod masked;
 mod memory;
 mod models;
 mod power;

@@ -1,5 +1,6 @@
 //! Frozen language models as features of soft tokens.
 
+use super::Encoding;
 use crate::error::check;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Module, Tensor};
@@ -40,6 +41,19 @@ pub struct EncoderConfig {
 }
 
 impl EncoderConfig {
+    /// A small one for sequences of `length` letters: 2 layers of 64 numbers, 4 heads, 128 in the
+    /// middle.
+    pub fn small(encoding: Encoding, length: usize) -> Self {
+        Self {
+            tokens: (length + 1).saturating_sub(encoding.order()),
+            alphabet: encoding.vocabulary(),
+            width: 64,
+            heads: 4,
+            feed: 128,
+            layers: 2,
+        }
+    }
+
     fn validate(&self) -> Result<()> {
         check::at_least("EncoderConfig::tokens", self.tokens, 1)?;
         check::at_least("EncoderConfig::alphabet", self.alphabet, 2)?;

@@ -1,10 +1,10 @@
 //! Log-probabilities of whole batches of trajectories, in one pass of the network over all states.
 
-use super::masked::{hide, masked_log_prob, Wanted};
 use super::policy::heads_of;
 use super::{Environment, PolicyNet, Trajectories};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use nn::masked::{hide, masked_log_prob, Wanted, IMPOSSIBLE};
 
 /// What the losses are made of. `N` states of `B` trajectories; see [`Trajectories`].
 #[derive(Debug, Clone)]
@@ -296,7 +296,7 @@ impl EdgeFlows {
         for (e, (row, action, _)) in edges.iter().enumerate() {
             layout[row * (a - 1) + action] = e as u32;
         }
-        let none = Tensor::full(super::masked::IMPOSSIBLE, 1, &spans.device)?;
+        let none = Tensor::full(IMPOSSIBLE, 1, &spans.device)?;
         let flows = Tensor::cat(&[&flows, &none.to_dtype(flows.dtype())?], 0)?;
         let table = spans.pick(&flows, layout)?.reshape((inner.len(), a - 1))?;
         Ok(Self {

@@ -1,10 +1,10 @@
 //! Exact distributions where the states can be listed.
 
 use super::evaluate::host;
-use super::masked::hide;
 use super::policy::heads_of;
 use super::{Environment, PolicyNet};
 use crate::{Error, Result};
+use nn::masked::hide;
 use std::collections::HashMap;
 
 /// Rows that the network sees at once.

@@ -1,9 +1,11 @@
 //! Fronts, what they cover, and how varied a set of objects is. Every objective is maximized; a
 //! point is a slice of objectives.
 
+pub use super::hypervolume::hypervolume;
+
 use crate::{Error, Result};
 
-fn dims(points: &[Vec<f64>]) -> Result<usize> {
+pub(super) fn dims(points: &[Vec<f64>]) -> Result<usize> {
     let d = points.first().map_or(0, Vec::len);
     if d == 0 {
         return Err(Error::argument(
@@ -72,60 +74,6 @@ pub fn pareto_front(points: &[Vec<f64>]) -> Vec<Vec<f64>> {
         }
     }
     front
-}
-
-/// The volume between the reference point and the points, exact for any number of objectives by
-/// slicing along the last one (`O(n log n)` for two, `O(n^(d - 1))` beyond).
-///
-/// # Errors
-/// [`Error::Shape`] when numbers of objectives differ, [`Error::NonFinite`] for NaN,
-/// [`Error::InvalidArgument`] without a point.
-pub fn hypervolume(points: &[Vec<f64>], reference: &[f64]) -> Result<f64> {
-    let d = dims(points)?;
-    if reference.len() != d {
-        let expected = format!("{d} objectives");
-        return Err(Error::shape("reference", &[reference.len()], expected));
-    }
-    let above = points
-        .iter()
-        .filter(|p| p.iter().zip(reference).all(|(x, r)| x > r));
-    let shifted = above.map(|p| p.iter().zip(reference).map(|(x, r)| x - r).collect());
-    let mut shifted: Vec<Vec<f64>> = shifted.collect();
-    Ok(volume(&mut shifted, d))
-}
-
-/// Volume of the union of boxes from the origin to each point, in the first `d` objectives.
-fn volume(points: &mut [Vec<f64>], d: usize) -> f64 {
-    if points.is_empty() {
-        return 0.0;
-    }
-    points.sort_by(|a, b| b[d - 1].total_cmp(&a[d - 1]));
-    if d == 1 {
-        return points[0][0];
-    }
-    if d == 2 {
-        let (mut total, mut reach) = (0.0, 0.0);
-        for p in points.iter() {
-            if p[0] > reach {
-                total += (p[0] - reach) * p[1];
-                reach = p[0];
-            }
-        }
-        return total;
-    }
-    let (mut total, mut slice) = (0.0, Vec::<Vec<f64>>::new());
-    for (i, p) in points.iter().enumerate() {
-        let covered = |q: &Vec<f64>| (0..d - 1).all(|k| q[k] >= p[k]);
-        if !slice.iter().any(covered) {
-            slice.retain(|q| !(0..d - 1).all(|k| p[k] >= q[k]));
-            slice.push(p.clone());
-        }
-        let next = points.get(i + 1).map_or(0.0, |q| q[d - 1]);
-        if p[d - 1] > next {
-            total += (p[d - 1] - next) * volume(&mut slice.clone(), d - 1);
-        }
-    }
-    total
 }
 
 /// Mean over the true front of the smallest distance that a found point falls short by

@@ -289,7 +289,7 @@ impl<D: DiscreteDenoiser> MaskedDiffusion<D> {
         })
     }
 
-    /// A Monte-Carlo estimate of `log p(x0)` of tokens `[B, L]`, one number a row: the mean over
+    /// A Monte-Carlo estimate of `log p(x0)` of tokens `[B, L]`, in nats, one number a row: the mean over
     /// `samples` of `sum_i sum_l log p(x0_l | x_t) (m(t_i) - m(t_{i+1})) / m(t_i)` over masked
     /// positions, freshly masked at each of `steps` times.
     ///

@@ -307,6 +307,24 @@ impl Alphabet {
         Ok(Tensor::from_vec(tokens, (sequences.len(), length), device)?)
     }
 
+    /// The sequences of tokens `[B, L]`, of samples say: the way back from [`tokens`](Self::tokens).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a token beyond the mask; those of candle.
+    pub fn codes(&self, tokens: &Tensor) -> Result<Vec<Vec<u8>>> {
+        let code = |token: u32| {
+            let code = u8::try_from(token).ok().filter(|c| *c <= self.mask());
+            code.ok_or_else(|| {
+                let expected = format!("at most {}, the mask", self.mask());
+                Error::argument("token", token, expected)
+            })
+        };
+        let rows = tokens.to_dtype(DType::U32)?.to_vec2::<u32>()?;
+        rows.into_iter()
+            .map(|row| row.into_iter().map(code).collect())
+            .collect()
+    }
+
     /// Tokens `[B, L]` of sequences of any lengths, cut or filled up with the first letter to
     /// `length`, and what counts of them, `[B, L]` of 0 and 1 in f32: the attention of
     /// [`MaskedDiffusion::nll`](crate::masked_diffusion::MaskedDiffusion::nll).

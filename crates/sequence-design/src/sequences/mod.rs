@@ -11,6 +11,7 @@
 //! | FASTA or FASTQ, gzipped or not | codes with names | [`read_fastx`] |
 //! | a table of sequences and scores | the same, with the scores | [`read_table`] |
 //! | codes `[L]` | tokens `[B, L]` for [`MaskedDiffusion`](crate::masked_diffusion::MaskedDiffusion) | [`Alphabet::tokens`] |
+//! | its samples | codes again | [`Alphabet::codes`] |
 //! | codes, masks among them | `[B, L, K]` for a predictor | [`Alphabet::one_hot`] |
 //! | text with ambiguity codes | the same, each code spread over what it stands for | [`Alphabet::soft_one_hot`] |
 //! | designs | a file | [`write_fasta`], [`write_fastq`], [`write_table`] |

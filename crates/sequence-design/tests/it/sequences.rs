@@ -1,5 +1,5 @@
 use crate::support::*;
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use sequence_design::sequences::*;
 use sequence_design::{Error, RandomStream};
@@ -251,11 +251,17 @@ fn tokens_have_one_length_or_are_filled_up() {
     let cpu = &Device::Cpu;
     let tokens = dna.tokens(&[vec![0, 4], vec![2, 3]], cpu).unwrap();
     assert_eq!(tokens.to_vec2::<u32>().unwrap(), [[0, 4], [2, 3]]);
+    assert_eq!(dna.codes(&tokens).unwrap(), [[0, 4], [2, 3]]);
     let (tokens, counts) = dna
         .padded_tokens(&[vec![1, 2, 3], vec![2]], 2, cpu)
         .unwrap();
     assert_eq!(tokens.to_vec2::<u32>().unwrap(), [[1, 2], [2, 0]]);
     assert_eq!(values(&counts), [1.0, 1.0, 1.0, 0.0]);
+    for beyond in [5u32, 300] {
+        assert!(dna
+            .codes(&Tensor::new(&[[0, beyond]], cpu).unwrap())
+            .is_err());
+    }
     assert!(dna.tokens(&[], cpu).is_err() && dna.tokens(&[vec![]], cpu).is_err());
     assert!(
         dna.tokens(&[vec![0], vec![0, 1]], cpu).is_err() && dna.tokens(&[vec![5]], cpu).is_err()
