@@ -136,6 +136,8 @@ pub struct RunInfo<'a> {
     pub rows: usize,
     /// Whether the run has a negative condition.
     pub has_negative: bool,
+    /// The stepper's [`name`](crate::Stepper::name); empty in a [`Guided`] model, which makes no steps.
+    pub stepper: &'a str,
 }
 
 /// Where in a run a rule is.
@@ -231,6 +233,7 @@ impl Guidance for Unguided {
 }
 
 /// The models of a run.
+#[derive(Clone)]
 pub struct Models<'a> {
     /// The model that is sampled.
     pub main: &'a dyn Denoiser,
@@ -536,6 +539,7 @@ impl<'a> Guided<'a> {
             grid,
             rows,
             has_negative: false,
+            stepper: "",
         })?;
         Ok(Self {
             models,

@@ -54,7 +54,7 @@ mod watch;
 
 pub use combine::{linear_combination, row_combination};
 pub use condition::Condition;
-pub use denoiser::{Closure, Denoiser, EdmPrecond, FromVelocity};
+pub use denoiser::{Closure, Denoiser, EdmPrecond, FromVelocity, GradientCheck};
 pub use error::{Error, Result};
 pub use grid::Grid;
 pub use guidance::{Evaluator, Guidance, Guided, Nfe, StepCx};

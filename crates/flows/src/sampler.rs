@@ -30,12 +30,12 @@ use crate::denoiser::Denoiser;
 use crate::error::{check, Result};
 use crate::grid::Grid;
 use crate::guidance::{Conditions, Evaluator, Guidance, Models, Nfe, RunInfo, StepCx, Unguided};
-use crate::level::Level;
+use crate::level::{Level, Levels};
 use crate::noise::Noise;
-use crate::prediction::Denoised;
+use crate::prediction::{Denoised, Prediction};
 use crate::stepper::{Ddim, Stepper};
 use crate::watch::{type_name, FiniteCheck, Watch};
-use candle_core::{Tensor, D};
+use candle_core::{DType, Tensor, D};
 use tensor_core::random::RandomStream;
 
 /// What happens to clean samples that leave the data's range, after guidance.
@@ -300,8 +300,12 @@ impl<'a> Sampler<'a> {
                 trace.x0.push(event.x0);
             }
         }
+        let x = match run.half {
+            Some(half) => run.x.to_dtype(half)?,
+            None => run.x,
+        };
         Ok(Sampled {
-            x: run.x,
+            x,
             nfe: run.nfe,
             trace: record.then_some(trace),
         })
@@ -323,7 +327,8 @@ impl<'a> Sampler<'a> {
         self.start_at(&x, positive, negative, noise)
     }
 
-    /// A run from a state at the first level.
+    /// A run from a state at the first level. From one in half precision (F16, BF16) samples and steps are in
+    /// single precision, and only the models see halves.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) for a condition with another number of rows,
@@ -336,6 +341,11 @@ impl<'a> Sampler<'a> {
         noise: Noise,
     ) -> Result<Run<'s, 'a>> {
         let rows = check::rows("x", x)?;
+        let half = Some(x.dtype()).filter(|d| matches!(d, DType::F16 | DType::BF16));
+        let x = &match half {
+            Some(_) => x.to_dtype(DType::F32)?,
+            None => x.clone(),
+        };
         let mut watch = Watch::new(self.check)?;
         watch.see(x, 0, || "the first sample".into())?;
         let conditions = Conditions {
@@ -348,11 +358,13 @@ impl<'a> Sampler<'a> {
             grid: &self.grid,
             rows,
             has_negative: negative.is_some(),
+            stepper: &self.stepper.name(),
         })?;
         Ok(Run {
             sampler: self,
             conditions,
             x: x.clone(),
+            half,
             noise,
             watch,
             nfe: Nfe::default(),
@@ -362,11 +374,52 @@ impl<'a> Sampler<'a> {
     }
 }
 
+/// A model that sees halves of samples in single precision.
+struct Halved<'a> {
+    model: &'a dyn Denoiser,
+    half: DType,
+}
+
+impl<'a> Halved<'a> {
+    /// The main model, the weak one, the others.
+    fn all(models: &Models<'a>, half: DType) -> Vec<Self> {
+        let named = models.named.iter().map(|(_, model)| *model);
+        let all = std::iter::once(models.main).chain(models.weak).chain(named);
+        all.map(|model| Self { model, half }).collect()
+    }
+
+    /// The same models from what [`all`](Self::all) made of them.
+    fn models<'h>(halved: &'h [Self], of: &Models) -> Models<'h> {
+        let mut rest = halved.iter().map(|h| h as &dyn Denoiser);
+        let main = rest.next();
+        let weak = of.weak.and_then(|_| rest.next());
+        let numbers = of.named.iter().map(|(n, _)| *n);
+        Models {
+            main: main.unwrap_or(&halved[0]),
+            weak,
+            named: numbers.zip(rest).collect(),
+        }
+    }
+}
+
+impl Denoiser for Halved<'_> {
+    fn prediction(&self) -> Prediction {
+        self.model.prediction()
+    }
+
+    fn raw(&self, x: &Tensor, levels: &Levels, condition: &Condition) -> Result<Tensor> {
+        let raw = self.model.raw(&x.to_dtype(self.half)?, levels, condition)?;
+        Ok(raw.to_dtype(x.dtype())?)
+    }
+}
+
 /// A run in progress: an iterator over its steps that stops at the first error.
 pub struct Run<'s, 'a> {
     sampler: &'s mut Sampler<'a>,
     conditions: Conditions,
     x: Tensor,
+    /// What the models see samples in, where that is half precision.
+    half: Option<DType>,
     noise: Noise,
     watch: Watch,
     nfe: Nfe,
@@ -398,7 +451,12 @@ impl Run<'_, '_> {
         let (step, steps) = (self.step, sampler.grid.steps());
         let next = sampler.grid.levels()[step + 1];
         let (nfe, conditions) = (&mut self.nfe, &self.conditions);
-        let (models, guidance) = (&sampler.models, &mut sampler.guidance);
+        let halved = self.half.map(|half| Halved::all(&sampler.models, half));
+        let models = &match &halved {
+            Some(halved) => Halved::models(halved, &sampler.models),
+            None => sampler.models.clone(),
+        };
+        let guidance = &mut sampler.guidance;
         let (clip, max_rows, detach) = (sampler.clip, sampler.max_rows, !sampler.keep_graph);
         let mut cx = StepCx {
             step,

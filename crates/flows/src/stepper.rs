@@ -27,6 +27,7 @@ use crate::level::{Level, Levels, MIN_ALPHA};
 use crate::noise::Noise;
 use crate::prediction::Denoised;
 use crate::schedule::Schedule;
+use crate::watch::type_name;
 use candle_core::Tensor;
 
 /// Asks for the clean sample at another sample and level.
@@ -39,6 +40,11 @@ pub trait Stepper {
 
     /// Forgets all history; called before the first step of a run.
     fn reset(&mut self) {}
+
+    /// What rules that were fitted for one way to step know it by: its type and settings.
+    fn name(&self) -> String {
+        type_name::<Self>()
+    }
 
     /// The sample at `cx.next`, from the clean sample `d` at `cx.level`.
     ///
@@ -60,6 +66,10 @@ impl<S: Stepper + ?Sized> Stepper for Box<S> {
 
     fn reset(&mut self) {
         (**self).reset();
+    }
+
+    fn name(&self) -> String {
+        (**self).name()
     }
 
     fn step(
@@ -119,27 +129,42 @@ impl Ddim {
         check::require(holds, "Ddim::eta", self.eta, "a number in [0, 1]")
     }
 
-    /// Mean and standard deviation of the next sample.
+    /// The mean of the next sample is `a x + b D`, its standard deviation `s`: `[a, b, s]`.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a bad `eta`; those of candle.
-    pub fn kernel(&self, d: &Denoised, from: &Level, to: &Level) -> Result<(Tensor, f64)> {
+    /// [`Error::InvalidConfig`] for a bad `eta`.
+    pub fn coefficients(&self, from: &Level, to: &Level) -> Result<[f64; 3]> {
         self.validate()?;
         if to.sigma == 0.0 {
-            return Ok((clean(d, to)?, 0.0));
+            return Ok([0.0, to.alpha, 0.0]);
         }
         let shrink = (to.sigma * from.alpha / (to.alpha * from.sigma)).powi(2);
         let s = self.eta * to.sigma * (1.0 - shrink).max(0.0).sqrt();
         let kept = (to.sigma.powi(2) - s.powi(2)).max(0.0).sqrt();
         let ratio = kept / from.sigma;
-        let mean = axpby(ratio, &d.x, to.alpha - from.alpha * ratio, &d.x0)?;
-        Ok((mean, s))
+        Ok([ratio, to.alpha - from.alpha * ratio, s])
+    }
+
+    /// Mean and standard deviation of the next sample.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for a bad `eta`; those of candle.
+    pub fn kernel(&self, d: &Denoised, from: &Level, to: &Level) -> Result<(Tensor, f64)> {
+        let [on_x, on_d, s] = self.coefficients(from, to)?;
+        match to.sigma == 0.0 {
+            true => Ok((clean(d, to)?, s)),
+            false => Ok((axpby(on_x, &d.x, on_d, &d.x0)?, s)),
+        }
     }
 }
 
 impl Stepper for Ddim {
     fn order(&self) -> usize {
         1
+    }
+
+    fn name(&self) -> String {
+        format!("{self:?}")
     }
 
     fn step(
@@ -268,6 +293,10 @@ fn correction(variant: Correction, h: f64) -> f64 {
 }
 
 impl Stepper for DpmSolverPP2M {
+    fn name(&self) -> String {
+        format!("DpmSolverPP2M {:?}", self.variant)
+    }
+
     fn order(&self) -> usize {
         2
     }

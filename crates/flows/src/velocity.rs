@@ -5,7 +5,7 @@ use crate::denoiser::Denoiser;
 use crate::error::{check, Error, Result};
 use crate::level::{Level, Levels};
 use crate::ode::{OdeField, Times};
-use crate::prediction::PathSpeed;
+use crate::prediction::{PathSpeed, Prediction};
 use candle_core::{DType, Tensor};
 
 /// A velocity field. Time is a tensor `[rows]` in `[0, 1]`: 0 is the source (noise), 1 the target
@@ -84,6 +84,10 @@ impl<V: Velocity> Velocity for Reversed<V> {
 /// [`ode`](crate::ode): a guided teacher ([`Guided`](crate::guidance::Guided)) of
 /// [`reflow`](crate::coupling::reflow), say. The denoiser is told the time from 0 (noise) to 1 (data), and
 /// must say something at pure noise (predict a velocity, `v` or the clean sample).
+///
+/// A clean sample says nothing about the velocity at time 1, where solvers of higher order and backward ones
+/// ask: the field is evaluated a little before (`1e-6`, in single precision `1e-4`) unless the denoiser
+/// predicts the velocity of the path itself.
 pub struct FlowField<'a> {
     /// The denoiser.
     pub denoiser: &'a dyn Denoiser,
@@ -93,16 +97,42 @@ pub struct FlowField<'a> {
 
 impl OdeField for FlowField<'_> {
     fn eval(&self, y: &Tensor, t: &Times) -> Result<Tensor> {
-        let level = |t: &f64| Level::new(*t, 1.0 - *t, *t);
+        // What the network says itself, where that is the velocity of the path.
+        let sign = match self.denoiser.prediction() {
+            Prediction::Velocity(PathSpeed::DataMinusNoise) => Some(1.0),
+            Prediction::Velocity(PathSpeed::NoiseMinusData) => Some(-1.0),
+            _ => None,
+        };
+        let last = match (sign, y.dtype()) {
+            (Some(_), _) => 1.0,
+            (None, DType::F64) => 1.0 - 1e-6,
+            (None, _) => 1.0 - 1e-4,
+        };
+        // A solver's sum of steps may miss an end by a rounding error.
+        let level = |t: &f64| match (-1e-9..=1.0 + 1e-9).contains(t) {
+            true => {
+                let t = t.clamp(0.0, last);
+                Level::new(t, 1.0 - t, t)
+            }
+            false => Err(Error::argument("t", t, "a time in [0, 1]")),
+        };
         let levels = match t {
             Times::Same(t) => Levels::Same(level(t)?),
             Times::PerRow(times) => Levels::PerRow(times.iter().map(level).collect::<Result<_>>()?),
         };
         let rows = check::rows("y", y)?;
-        let d = self
-            .denoiser
-            .denoise(y, &levels, &self.condition.for_rows(rows)?)?;
-        d.velocity(PathSpeed::DataMinusNoise)
+        let condition = self.condition.for_rows(rows)?;
+        match sign {
+            Some(sign) => {
+                let raw = self.denoiser.raw(y, &levels, &condition)?;
+                check::same_shape("the network's output", &raw, y)?;
+                Ok(raw.affine(sign, 0.0)?)
+            }
+            None => {
+                let d = self.denoiser.denoise(y, &levels, &condition)?;
+                d.velocity(PathSpeed::DataMinusNoise)
+            }
+        }
     }
 }
 

@@ -119,6 +119,8 @@ pub struct Apg {
     /// What is led away from.
     pub against: Against,
     running: Option<Tensor>,
+    /// The step that moved the running sum last, and the sum before it.
+    before: Option<(usize, Option<Tensor>)>,
 }
 
 /// The limit of an update's norm.
@@ -143,6 +145,7 @@ impl Apg {
             convention: Convention::Paper,
             against: Against::Negative,
             running: None,
+            before: None,
         }
     }
 
@@ -155,12 +158,15 @@ impl Apg {
 
     /// Reads diffusers' `AdaptiveProjectedGuidance` from its `guider_config.json`: keys
     /// `guidance_scale`, `adaptive_projected_guidance_momentum`,
-    /// `adaptive_projected_guidance_rescale`, `eta`, `use_original_formulation`, with diffusers'
-    /// defaults where one is missing. The rule works on clean samples; set `space` to what the model
-    /// predicts for diffusers' own numbers.
+    /// `adaptive_projected_guidance_rescale`, `eta`, `use_original_formulation`, and
+    /// `adaptive_projected_guidance_norm_dim` or `norm_dim` (axes from 1 up), with diffusers' defaults where
+    /// one is missing. The rule works on clean samples; set `space` to what the model predicts for
+    /// diffusers' own numbers.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for text that is not such a configuration.
+    /// [`Error::InvalidArgument`] for text that is not such a configuration; [`Error::Unsupported`] for
+    /// `guidance_rescale`, `start`, `stop` and `enabled` where they are not diffusers' defaults: these are
+    /// other rules here ([`Rescaled`](crate::Rescaled), [`Interval`](crate::Interval)).
     pub fn from_diffusers_config(json: &str) -> Result<Self> {
         let bad =
             |what: String| Error::argument("guider_config.json", what, "a JSON object of numbers");
@@ -177,6 +183,46 @@ impl Apg {
                 .map(Some)
                 .ok_or_else(|| bad(format!("{key} = {other}"))),
         };
+        let elsewhere = [
+            ("guidance_rescale", 0.0, "put the rule into Rescaled"),
+            ("start", 0.0, "put the rule into an Interval"),
+            ("stop", 1.0, "put the rule into an Interval"),
+        ];
+        for (key, default, reason) in elsewhere {
+            let found = number(key, Some(default))?;
+            if found != Some(default) {
+                return Err(Error::unsupported(
+                    format!("{key} = {:?}", value[key]),
+                    reason,
+                ));
+            }
+        }
+        match &value["enabled"] {
+            serde_json::Value::Null | serde_json::Value::Bool(true) => {}
+            other => {
+                let reason = "sample without the rule";
+                return Err(Error::unsupported(format!("enabled = {other}"), reason));
+            }
+        }
+        let axis = |axis: &serde_json::Value| {
+            let found = axis.as_u64().filter(|a| *a > 0);
+            found.map(|a| a as usize).ok_or_else(|| {
+                let reason = "axes count from 1, the first after the batch; set Apg::dims";
+                Error::unsupported(format!("norm_dim = {axis}"), reason)
+            })
+        };
+        let keys = ["adaptive_projected_guidance_norm_dim", "norm_dim"];
+        let dims = match keys
+            .map(|key| &value[key])
+            .into_iter()
+            .find(|v| !v.is_null())
+        {
+            None => ReduceDims::AllNonBatch,
+            Some(serde_json::Value::Array(axes)) => {
+                ReduceDims::Axes(axes.iter().map(axis).collect::<Result<_>>()?)
+            }
+            Some(one) => ReduceDims::Axes(vec![axis(one)?]),
+        };
         let scale = number("guidance_scale", Some(7.5))?;
         let rescale = number("adaptive_projected_guidance_rescale", Some(15.0))?;
         let original = match &value["use_original_formulation"] {
@@ -189,6 +235,7 @@ impl Apg {
             eta: number("eta", Some(1.0))?.unwrap_or(1.0),
             momentum: number("adaptive_projected_guidance_momentum", None)?,
             norm_threshold: rescale.filter(|r| *r > 0.0).map(Threshold::Norm),
+            dims,
             convention: match original {
                 true => Convention::DiffusersOriginal,
                 false => Convention::DiffusersNative,
@@ -445,7 +492,7 @@ pub fn project(v0: &Tensor, v1: &Tensor, dims: &ReduceDims) -> Result<(Tensor, T
 
 impl Guidance for Apg {
     fn begin(&mut self, _: &RunInfo) -> flows::Result<()> {
-        self.running = None;
+        (self.running, self.before) = (None, None);
         Ok(self.validate()?)
     }
 
@@ -456,10 +503,15 @@ impl Guidance for Apg {
         }
         let answers = net.ask(&[Query::main(CondRole::Positive), self.against.query()])?;
         let (wanted, unwanted) = (self.space.read(&answers[0])?, self.space.read(&answers[1])?);
-        let (guided, delta) = self.combine(&wanted, &unwanted, self.running.as_ref())?;
-        // Steps with several evaluations move the running sum once.
+        // Steps with several evaluations move the running sum once: all of them add to the same one.
+        let sum = match &self.before {
+            Some((step, before)) if *step == cx.step && cx.eval_index > 0 => before.as_ref(),
+            _ => self.running.as_ref(),
+        };
+        let (guided, delta) = self.combine(&wanted, &unwanted, sum)?;
         if self.momentum.is_some() && cx.eval_index == 0 {
-            self.running = Some(delta.detach());
+            let before = self.running.replace(delta.detach());
+            self.before = Some((cx.step, before));
         }
         Ok(self.space.write(&guided, &answers[0])?)
     }

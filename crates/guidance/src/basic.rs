@@ -23,7 +23,9 @@ use crate::Result;
 use candle_core::{Tensor, Var};
 use flows::combine::linear_combination;
 use flows::guidance::{CondRole, Query, Role, RunInfo};
-use flows::{Condition, Denoised, Evaluator, Guidance, Level, StepCx};
+use flows::{
+    Condition, Ddim, Denoised, Evaluator, GradientCheck, Guidance, Level, StepCx, Stepper,
+};
 
 /// `from + w (to - from)`
 pub(crate) fn extrapolate(from: &Tensor, to: &Tensor, w: f64) -> Result<Tensor> {
@@ -110,20 +112,33 @@ impl<F: Fn(&Tensor, &Level, &Condition) -> flows::Result<Tensor>> NoisyModel for
     }
 }
 
+/// What the gradient `g` of a classifier is added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClassifierForm {
+    /// The noise prediction, `eps - w sigma g`: for any stepper.
+    #[default]
+    Noise,
+    /// The mean of the ancestral step, `mu + w s^2 g` with the step's variance `s^2`: for
+    /// [`Ddim::ancestral`], whose next sample is exactly that.
+    Mean,
+}
+
 /// How the gradient of a classifier is scaled before use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum GradNorm {
     /// As it is: the gradient of the sum over the rows, so that it does not depend on the batch.
     #[default]
     None,
-    /// To the norm of the clean sample, row by row.
+    /// To the norm of the ancestral step's mean, row by row, `|mu| g / |g|`; with [`ClassifierForm::Mean`].
+    /// The authors of PPAP guide by depth maps so, with the norms of the first sample and of the batch.
     MeanMatched,
 }
 
 /// Guidance by the gradient of a classifier of noisy samples: `eps - w sigma grad log p(y given x)`.
 ///
 /// The classifier must be differentiable throughout: several layers of candle-nn are not and say
-/// nothing; [`flows::denoiser::directional_check`] finds that.
+/// nothing. The first gradient is therefore compared with differences, at the price of two more forward
+/// passes, which are counted.
 pub struct ClassifierGuidance<M> {
     /// The classifier.
     pub model: M,
@@ -131,8 +146,12 @@ pub struct ClassifierGuidance<M> {
     pub w: f64,
     /// The prediction that is guided: the wanted condition's, or that of the null condition.
     pub base: CondRole,
+    /// What the gradient is added to.
+    pub form: ClassifierForm,
     /// How the gradient is scaled.
     pub grad_norm: GradNorm,
+    /// The comparison of the first gradient with differences.
+    pub gradient_check: GradientCheck,
 }
 
 impl<M: NoisyModel> ClassifierGuidance<M> {
@@ -142,7 +161,9 @@ impl<M: NoisyModel> ClassifierGuidance<M> {
             model,
             w,
             base: CondRole::Null,
+            form: ClassifierForm::Noise,
             grad_norm: GradNorm::None,
+            gradient_check: GradientCheck::default(),
         }
     }
 }
@@ -188,8 +209,26 @@ pub(crate) fn score_factor(w: f64, level: &Level) -> Result<f64> {
     }
 }
 
+/// Rows in the direction of `g` with the norms of `like`; a zero row stays zero.
+fn with_norms_of(g: &Tensor, like: &Tensor) -> Result<Tensor> {
+    let norm =
+        |x: &Tensor| -> Result<Tensor> { Ok(ReduceDims::AllNonBatch.sum(&x.sqr()?)?.sqrt()?) };
+    let ratio = (norm(like)? / norm(g)?.maximum(f64::from(f32::MIN_POSITIVE))?)?;
+    Ok(g.broadcast_mul(&ratio)?)
+}
+
 impl<M: NoisyModel> Guidance for ClassifierGuidance<M> {
-    fn begin(&mut self, _: &RunInfo) -> flows::Result<()> {
+    fn begin(&mut self, info: &RunInfo) -> flows::Result<()> {
+        let noise = self.form == ClassifierForm::Noise;
+        if noise && self.grad_norm == GradNorm::MeanMatched {
+            let reason = "the mean is that of ClassifierForm::Mean";
+            return Err(Error::unsupported("GradNorm::MeanMatched", reason).into());
+        }
+        let ancestral = Ddim::ancestral().name();
+        if !noise && info.stepper != ancestral {
+            let reason = format!("its mean is that of {ancestral}, not of {}", info.stepper);
+            return Err(Error::unsupported("ClassifierForm::Mean", reason).into());
+        }
         Ok(check::finite("ClassifierGuidance::w", self.w)?)
     }
 
@@ -199,17 +238,25 @@ impl<M: NoisyModel> Guidance for ClassifierGuidance<M> {
             return Ok(d);
         }
         let mut g = log_prob_gradient(&self.model, net.x(), &cx.level, net.positive())?;
+        let log_prob = |x: &Tensor| self.model.log_prob(x, &cx.level, net.positive());
+        let checks = self
+            .gradient_check
+            .run("the classifier", log_prob, net.x(), &g)?;
         let rows = net.rows();
-        net.nfe().classifier_forward += rows;
+        net.nfe().classifier_forward += (1 + checks) * rows;
         net.nfe().classifier_backward += rows;
-        if self.grad_norm == GradNorm::MeanMatched {
-            let norm = |x: &Tensor| -> Result<Tensor> {
-                Ok(ReduceDims::AllNonBatch.sum(&x.sqr()?)?.sqrt()?)
-            };
-            let ratio = (norm(&d.x0)? / norm(&g)?.maximum(f64::from(f32::MIN_POSITIVE))?)?;
-            g = g.broadcast_mul(&ratio)?;
-        }
-        let factor = score_factor(self.w, &cx.level)?;
+        let factor = match self.form {
+            ClassifierForm::Noise => score_factor(self.w, &cx.level)?,
+            ClassifierForm::Mean => {
+                let [on_x, on_clean, std] = Ddim::ancestral().coefficients(&cx.level, &cx.next)?;
+                if self.grad_norm == GradNorm::MeanMatched {
+                    let mean = linear_combination(&[(on_x, net.x()), (on_clean, &d.x0)])?;
+                    g = with_norms_of(&g, &mean)?;
+                }
+                // What moves the mean by w s^2 g moves the clean sample by this much.
+                self.w * std * std / on_clean
+            }
+        };
         let x0 = linear_combination(&[(1.0, &d.x0), (factor, &g)])?;
         Ok(d.with_x0(x0))
     }

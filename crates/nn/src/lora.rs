@@ -238,6 +238,9 @@ pub struct PeftSpec {
     pub train_bias: bool,
     /// Whether scales of norms (vectors named `weight`) are trained.
     pub train_norm: bool,
+    /// Whether targets are trained themselves, of any shape, instead of by adapters: what adapters are
+    /// compared with.
+    pub full: bool,
     /// Variables whose path has one of these parts are left alone.
     pub exclude: Vec<String>,
 }
@@ -251,17 +254,23 @@ impl Default for PeftSpec {
             targets: Box::new(|_| true),
             train_bias: true,
             train_norm: true,
+            full: false,
             exclude: vec!["head".into(), "fc".into()],
         }
     }
 }
 
 /// Adapters of a network; see the [module](self) page. Copies share their variables.
+///
+/// Running statistics of batch norms (`running_mean`, `running_var`) are kept too: a norm that is built from
+/// them and runs in training mode updates them, and they are part of the state.
 #[derive(Debug, Clone)]
 pub struct Adapters {
     base: BTreeMap<String, Tensor>,
     pairs: BTreeMap<String, Pair>,
     tuned: BTreeMap<String, Var>,
+    /// Running statistics, which layers update in place.
+    running: BTreeMap<String, Var>,
     enabled: bool,
 }
 
@@ -277,7 +286,8 @@ impl Adapters {
         spec: &PeftSpec,
         rng: &mut RandomStream,
     ) -> Result<Self> {
-        let (mut pairs, mut tuned) = (BTreeMap::new(), BTreeMap::new());
+        let (mut pairs, mut tuned, mut running) =
+            (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let stream = RandomStream::new(rng.bits());
         for (name, tensor) in &base {
             if name
@@ -288,9 +298,16 @@ impl Adapters {
             }
             let last = name.rsplit('.').next().unwrap_or(name);
             let vector = tensor.rank() == 1;
-            if last == "bias" && spec.train_bias || last == "weight" && vector && spec.train_norm {
-                tuned.insert(name.clone(), Var::from_tensor(&tensor.detach().copy()?)?);
-            } else if last == "weight" && !vector && (spec.targets)(name) {
+            let target = last == "weight" && !vector && (spec.targets)(name);
+            let own = || Var::from_tensor(&tensor.detach().copy()?);
+            if last == "bias" && spec.train_bias
+                || last == "weight" && vector && spec.train_norm
+                || target && spec.full
+            {
+                tuned.insert(name.clone(), own()?);
+            } else if ["running_mean", "running_var"].contains(&last) {
+                running.insert(name.clone(), own()?);
+            } else if target {
                 let mut own = stream.split(name);
                 pairs.insert(
                     name.clone(),
@@ -305,6 +322,7 @@ impl Adapters {
             base: base.into_iter().map(|(n, t)| (n, t.detach())).collect(),
             pairs,
             tuned,
+            running,
             enabled: true,
         })
     }
@@ -319,7 +337,10 @@ impl Adapters {
                 _ if !self.enabled => base.clone(),
                 (Some(pair), _) => (base + pair.delta(base.dims())?)?,
                 (None, Some(var)) => var.as_tensor().clone(),
-                (None, None) => base.clone(),
+                (None, None) => match self.running.get(name) {
+                    Some(var) => var.as_tensor().clone(),
+                    None => base.clone(),
+                },
             };
             Ok((name.clone(), tensor))
         };
@@ -361,7 +382,7 @@ impl Adapters {
         }
     }
 
-    /// Whether networks built from now on see the adapters.
+    /// Whether networks built from now on see the adapters (and their running statistics).
     pub fn set_enabled(&mut self, enabled: bool) {
         self.enabled = enabled;
     }
@@ -389,13 +410,19 @@ impl Adapters {
         trained / self.base.values().map(count).sum::<f64>()
     }
 
-    /// The adapters' variables by name, without the network.
+    /// Everything that differs from the base: what is trained, and running statistics.
+    fn kept(&self) -> Vec<(String, &Var)> {
+        let running = self.running.iter().map(|(name, var)| (name.clone(), var));
+        self.named().into_iter().chain(running).collect()
+    }
+
+    /// The adapters' variables and the running statistics by name, without the network.
     ///
     /// # Errors
     /// Those of candle.
     pub fn state(&self) -> Result<State> {
         let copy = |(name, var): (String, &Var)| Ok((name, var.as_detached_tensor().copy()?));
-        self.named().into_iter().map(copy).collect()
+        self.kept().into_iter().map(copy).collect()
     }
 
     /// Puts a state back.
@@ -403,7 +430,7 @@ impl Adapters {
     /// # Errors
     /// A mismatch that lists every difference; then nothing has changed.
     pub fn load_state(&self, state: &State) -> Result<()> {
-        let named = self.named();
+        let named = self.kept();
         let spec = |(name, var): &(String, &Var)| (name.clone(), var.shape().clone(), var.dtype());
         expect_state(state, named.iter().map(spec))?;
         for (name, var) in named {
@@ -436,6 +463,7 @@ impl Adapters {
             base: self.base.clone(),
             pairs: self.pairs.iter().map(pair).collect::<Result<_>>()?,
             tuned: self.tuned.iter().map(one).collect::<Result<_>>()?,
+            running: self.running.iter().map(one).collect::<Result<_>>()?,
             enabled: self.enabled,
         })
     }

@@ -1,6 +1,7 @@
 //! Forward solve, and gradients backwards along its states.
 
 use super::RhoOde;
+use crate::denoiser::GradientCheck;
 use crate::error::{check, Error, Result};
 use crate::grid::Grid;
 use crate::ode::{
@@ -56,6 +57,8 @@ pub struct AdjointSolver {
     pub offload: bool,
     /// When states are looked at for NaN.
     pub check: FiniteCheck,
+    /// The comparison of the first gradients, of the model and of the loss, with differences.
+    pub gradient_check: GradientCheck,
 }
 
 /// The states of a forward solve, without a graph.
@@ -146,19 +149,33 @@ struct Pulled {
     vars: Vec<Option<Tensor>>,
 }
 
+/// `f` gives the value and what the gradient is of: the sum of all numbers of these products.
 fn pull(
+    gradient_check: &GradientCheck,
     y: &Tensor,
     vars: &[Var],
-    f: impl Fn(&Tensor) -> Result<(Tensor, Tensor)>,
+    f: impl Fn(&Tensor) -> Result<(Tensor, Vec<Tensor>)>,
 ) -> Result<Pulled> {
     let at = Var::from_tensor(y)?;
-    let (value, scalar) = f(at.as_tensor())?;
+    let (value, products) = f(at.as_tensor())?;
+    let mut scalar = value.zeros_like()?.sum_all()?;
+    for product in products {
+        scalar = (scalar + product.sum_all()?)?;
+    }
     let grads = scalar.backward()?;
     let grad = grads.get(&at).map(Tensor::detach).ok_or_else(|| {
         Error::from(tensor_core::Error::LostGradient(vec![
             "the sample, through the denoiser".into(),
         ]))
     })?;
+    let flat = |y: &Tensor| -> Result<Tensor> {
+        let products = f(y)?.1.into_iter();
+        let flat: Vec<Tensor> = products
+            .map(|p| p.flatten_all())
+            .collect::<candle_core::Result<_>>()?;
+        Ok(Tensor::cat(&flat, 0)?)
+    };
+    gradient_check.run("the denoiser", flat, y, &grad)?;
     let one = |var: &Var| grads.get(var).map(Tensor::detach);
     Ok(Pulled {
         value: value.detach(),
@@ -169,16 +186,16 @@ fn pull(
 
 /// [`pull`] of one slope of the field.
 fn pull_field(
+    gradient_check: &GradientCheck,
     field: &dyn OdeField,
-    y: &Tensor,
-    t: f64,
+    (y, t): (&Tensor, f64),
     cotangent: &Tensor,
     vars: &[Var],
 ) -> Result<Pulled> {
-    pull(y, vars, |y| {
+    pull(gradient_check, y, vars, |y| {
         let value = evaluate(field, y, &Times::Same(t))?;
-        let scalar = (&value * cotangent)?.sum_all()?;
-        Ok((value, scalar))
+        let product = (&value * cotangent)?;
+        Ok((value, vec![product]))
     })
 }
 
@@ -191,6 +208,7 @@ impl AdjointSolver {
             mode: GradientMode::Discrete,
             offload: false,
             check: FiniteCheck::Auto,
+            gradient_check: GradientCheck::default(),
         }
     }
 
@@ -210,6 +228,15 @@ impl AdjointSolver {
     #[must_use]
     pub fn offload(self, offload: bool) -> Self {
         Self { offload, ..self }
+    }
+
+    /// Another check of gradients: off, or one that is shared with other solvers.
+    #[must_use]
+    pub fn gradient_check(self, gradient_check: GradientCheck) -> Self {
+        Self {
+            gradient_check,
+            ..self
+        }
     }
 
     /// The levels.
@@ -269,10 +296,11 @@ impl AdjointSolver {
         }
     }
 
-    /// From the gradient at the last sample to those at the first sample and the variables.
+    /// From the gradient at the last sample to those at the first sample and the variables. The first step
+    /// of the first call is evaluated twice more to check the model's gradient ([`GradientCheck`]).
     ///
     /// # Errors
-    /// [`Error::Shape`] when tape, grid and gradient do not belong together;
+    /// [`Error::WrongGradient`] for a model with a layer that loses its gradient; [`Error::Shape`] when tape, grid and gradient do not belong together;
     /// [`Error::Unsupported`] for a mode that the method or form has not; a lost gradient is named.
     pub fn pullback(
         &self,
@@ -326,7 +354,9 @@ impl AdjointSolver {
             Some(state) => state.zeros_like()?,
             None => return Err(Error::argument("tape", 0, "a state")),
         };
-        let (_, y) = self.continuous(
+        // Of nothing there is no gradient to check.
+        let unchecked = self.clone().gradient_check(GradientCheck::off());
+        let (_, y) = unchecked.continuous(
             ode,
             &times,
             tape,
@@ -361,6 +391,8 @@ impl AdjointSolver {
                 "the final sample".into()
             ]))
         })?;
+        let (x, g) = (&forward.x_end, &grad_end.detach());
+        self.gradient_check.run("the loss", &loss, x, g)?;
         let number = value
             .flatten_all()?
             .to_dtype(DType::F64)?
@@ -424,23 +456,20 @@ impl AdjointSolver {
                 }
             }
             let slope_cotangent = pending[i].take();
-            let pulled = pull(&tape.at(i, a.device())?, sums.vars, |y| {
-                let mut terms = Vec::new();
+            let state = tape.at(i, a.device())?;
+            let pulled = pull(&self.gradient_check, &state, sums.vars, |y| {
+                let mut products = Vec::new();
                 let slope = if adams.is_some() {
                     evaluate(ode, y, &Times::Same(t))?
                 } else {
                     let (stages, next) = runge_kutta(&self.method.tableau(), ode, y, t, h)?;
-                    terms.push((&next * &a)?.sum_all()?);
+                    products.push((&next * &a)?);
                     stages[0].clone()
                 };
                 if let Some(cotangent) = &slope_cotangent {
-                    terms.push((&slope * cotangent)?.sum_all()?);
+                    products.push((&slope * cotangent)?);
                 }
-                let mut scalar = slope.zeros_like()?.sum_all()?;
-                for term in terms {
-                    scalar = (scalar + term)?;
-                }
-                Ok((slope, scalar))
+                Ok((slope, products))
             })?;
             // An Adams step passes the state itself on.
             a = match adams {
@@ -483,7 +512,8 @@ impl AdjointSolver {
                 }
                 let at = stage_state(&tableau, y, &stages, s, h)?;
                 let time = t + tableau.c[s] * h;
-                let one = pull_field(ode, &at, time, &cotangent, sums.vars)?;
+                let check = &self.gradient_check;
+                let one = pull_field(check, ode, (&at, time), &cotangent, sums.vars)?;
                 sums.add(1.0, &one.vars)?;
                 pulled[s] = Some(one.grad);
             }
@@ -522,7 +552,8 @@ impl AdjointSolver {
                 let at = stage_state(&tableau, &y, &slopes, s, h)?;
                 let cotangent = stage_state(&tableau, &a, &adjoints, s, h)?;
                 let time = t + tableau.c[s] * h;
-                let one = pull_field(ode, &at, time, &cotangent, sums.vars)?;
+                let check = &self.gradient_check;
+                let one = pull_field(check, ode, (&at, time), &cotangent, sums.vars)?;
                 sums.add(-h * tableau.b[s], &one.vars)?;
                 slopes.push(one.value);
                 adjoints.push(one.grad.neg()?);
@@ -555,10 +586,11 @@ impl AdjointSolver {
         for i in (0..last).rev() {
             let level = &levels[i + 1];
             let dlog = levels[i].rho().ln() - level.rho().ln();
-            let pulled = pull(&tape.at(i + 1, mu.device())?, sums.vars, |y| {
+            let state = tape.at(i + 1, mu.device())?;
+            let pulled = pull(&self.gradient_check, &state, sums.vars, |y| {
                 let clean = ode.clean(y, level)?;
-                let scalar = (&clean * &mu)?.sum_all()?;
-                Ok((clean, scalar))
+                let product = (&clean * &mu)?;
+                Ok((clean, vec![product]))
             })?;
             // D depends on y through x = (dx/dy) y, as mu does on a: the anchor cancels.
             let factor = level.alpha / ode.scale(level);
@@ -577,15 +609,15 @@ impl AdjointSolver {
         a: &Tensor,
         sums: &mut Sums,
     ) -> Result<Tensor> {
-        let pulled = pull(start, sums.vars, |y| {
+        let pulled = pull(&self.gradient_check, start, sums.vars, |y| {
             let mut y = y.clone();
             let mut history = History::new();
             for pair in times.windows(2) {
                 let h = pair[1] - pair[0];
                 y = step(self.method, ode, &y, pair[0], h, &mut history)?.0;
             }
-            let scalar = (&y * a)?.sum_all()?;
-            Ok((y, scalar))
+            let product = (&y * a)?;
+            Ok((y, vec![product]))
         })?;
         sums.add(1.0, &pulled.vars)?;
         Ok(pulled.grad)

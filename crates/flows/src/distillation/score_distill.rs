@@ -200,7 +200,7 @@ impl<'a, OG: Optimizer, OF: Optimizer> ScoreDistill<'a, OG, OF> {
         let generator = match due {
             true => {
                 let draw = self.generator_draw(&x, rng)?;
-                let gan = match self.gan() {
+                let gan = match self.gan()? {
                     Some((gan, _)) => Some(self.draw(&x, 0, gan.max_index, rng)?),
                     None => None,
                 };
@@ -248,7 +248,7 @@ impl<'a, OG: Optimizer, OF: Optimizer> ScoreDistill<'a, OG, OF> {
         let levels = self.at(&draws.denoise)?;
         let (noise, sigma_data) = (&draws.denoise.noise, self.config.sigma_data);
         let mut loss = fake_loss(self.fake, &x, noise, &levels, sigma_data, batch.condition)?;
-        if let Some((gan, logits)) = self.gan() {
+        if let Some((gan, logits)) = self.gan()? {
             let (real, real_condition) = batch.real.ok_or_else(|| needs("data in the batch"))?;
             let draws = draws.discriminate.as_ref();
             let (real_draw, fake_draw) = draws.ok_or_else(|| needs("draws"))?;
@@ -283,7 +283,7 @@ impl<'a, OG: Optimizer, OF: Optimizer> ScoreDistill<'a, OG, OF> {
         rng: &mut RandomStream,
     ) -> Result<FakeDraws> {
         let denoise = self.draw(x, 0, self.levels.len() - 1, rng)?;
-        let discriminate = match self.gan() {
+        let discriminate = match self.gan()? {
             None => None,
             Some((gan, _)) => {
                 let (real, _) = batch.real.ok_or_else(|| needs("data in the batch"))?;
@@ -339,8 +339,14 @@ impl<'a, OG: Optimizer, OF: Optimizer> ScoreDistill<'a, OG, OF> {
         Ok(())
     }
 
-    fn gan(&self) -> Option<(GanConfig, Discriminator<'a>)> {
-        self.config.gan.zip(self.discriminator)
+    fn gan(&self) -> Result<Option<(GanConfig, Discriminator<'a>)>> {
+        match (self.config.gan, self.discriminator) {
+            (Some(_), None) => Err(Error::unsupported(
+                "ScoreDistillConfig::gan without a discriminator",
+                "give one with ScoreDistill::discriminator",
+            )),
+            (gan, discriminator) => Ok(gan.zip(discriminator)),
+        }
     }
 
     fn draw(&self, x: &Tensor, low: usize, high: usize, rng: &mut RandomStream) -> Result<Draw> {
@@ -398,7 +404,7 @@ impl<'a, OG: Optimizer, OF: Optimizer> ScoreDistill<'a, OG, OF> {
         }
         let mut scalar = found.surrogate(x)?;
         let mut gan_loss = None;
-        if let Some((weights, logits)) = self.gan() {
+        if let Some((weights, logits)) = self.gan()? {
             let draw = gan.ok_or_else(|| needs("a draw"))?;
             let term = generator_gan_loss(&self.logits(logits, x, condition, draw)?)?;
             gan_loss = Some(term.to_dtype(DType::F64)?.to_scalar()?);

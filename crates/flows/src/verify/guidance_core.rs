@@ -9,7 +9,7 @@ use crate::level::{Level, Levels};
 use crate::mixture::AnalyticMixture;
 use crate::noise::Noise;
 use crate::prediction::{Denoised, PathSpeed, Prediction};
-use crate::sampler::Sampler;
+use crate::sampler::{Sampled, Sampler};
 use crate::schedule::{Beta, Ddpm, Shift, VpSde};
 use crate::stepper::{Correction, Ddim, DpmSolverPP2M, DpmSolverPP2S, Euler, Heun, Stepper};
 use candle_core::Tensor;
@@ -72,9 +72,14 @@ fn grids(reference: &mut Reference) -> Result<()> {
         let Some(rest) = name.strip_prefix("flow_shift") else {
             continue;
         };
+        // The number is in the name: `flow_shift3`, `flow_shift_exp_1p15`.
+        let number = |text: &str| -> Result<f64> {
+            let number = text.replace('p', ".").parse();
+            number.map_err(|_| bad(reference, format!("`{name}`: no number in the name")))
+        };
         let shift = match rest.strip_prefix("_exp_") {
-            Some(_) => Shift::Exponential(reference.number("flow_mu")?),
-            None => Shift::Constant(reference.number("flow_shift")?),
+            Some(mu) => Shift::Exponential(number(mu)?),
+            None => Shift::Constant(number(rest)?),
         };
         let n = reference.expected(&name)?.values.len();
         // s runs from 1 to 1/n.
@@ -121,11 +126,12 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn sample(&self, stepper: impl Stepper, noise: Vec<Tensor>) -> Result<Tensor> {
+        Ok(self.counted(stepper, noise)?.x)
+    }
+
+    fn counted(&self, stepper: impl Stepper, noise: Vec<Tensor>) -> Result<Sampled> {
         let mut sampler = Sampler::new(self.mixture, self.grid.clone()).stepper(stepper);
-        let noise = Noise::given(noise);
-        Ok(sampler
-            .sample_from(self.start, self.condition, None, noise)?
-            .x)
+        sampler.sample_from(self.start, self.condition, None, Noise::given(noise))
     }
 }
 
@@ -146,7 +152,19 @@ fn samplers(reference: &mut Reference) -> Result<()> {
         };
         let found = match rule {
             "euler_sigma" => run.sample(Euler, vec![])?,
-            "heun" => run.sample(Heun, vec![])?,
+            "heun" => {
+                let out = run.counted(Heun, vec![])?;
+                if reference.metadata().contains_key("heun_nfe") {
+                    let (wanted, rows) = (reference.number::<usize>("heun_nfe")?, start.dims()[0]);
+                    if out.nfe.main != wanted * rows {
+                        let found = out.nfe.per_sample(rows);
+                        let reason =
+                            format!("Heun took {found} evaluations, `heun_nfe` says {wanted}");
+                        return Err(bad(reference, reason));
+                    }
+                }
+                out.x
+            }
             "dpmpp2m" => run.sample(DpmSolverPP2M::new(Correction::Midpoint, 0), vec![])?,
             "dpmpp2s" => {
                 let r1 = reference.number("dpmpp2s_r1")?;

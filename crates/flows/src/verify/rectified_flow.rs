@@ -182,7 +182,7 @@ fn losses(reference: &mut Reference) -> Result<()> {
             .broadcast_add(&shift.unsqueeze(2)?)?
             .reshape(x.shape())
     };
-    let eps = 1e-3;
+    let eps = reference.number("official_eps")?;
     let from_u = |sampler: TimeSampler| -> Result<Tensor> {
         let t = values(&u)?
             .iter()

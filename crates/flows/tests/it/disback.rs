@@ -529,6 +529,16 @@ fn the_discriminator_learns_and_the_student_hears_it() {
     assert!(missing.is_err());
     let fresh = base(self::config(), &student, &fake, &target);
     assert!(fresh.discriminator(&judge).is_err(), "weights are wanted");
+    // Weights without a discriminator are not ignored.
+    let weighted = ScoreDistillConfig {
+        gan: Some(GanConfig::default()),
+        ..self::config()
+    };
+    let error = base(weighted, &student, &fake, &target).step(&batch, &mut rng);
+    assert!(error
+        .unwrap_err()
+        .to_string()
+        .contains("without a discriminator"));
 }
 
 fn draw_at(like: &Tensor, index: u32) -> Draw {

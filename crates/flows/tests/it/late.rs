@@ -132,3 +132,51 @@ fn a_gradient_can_be_checked_by_differences() {
     assert!(error(GradientMode::Discrete) < 1e-6);
     assert!(error(GradientMode::Continuous(States::Stored)) > 0.1);
 }
+
+/// Samples and steps are in single precision; the models see halves, and the result is one.
+#[test]
+fn half_precision_is_the_networks_alone() {
+    let single = mixture(DType::F32);
+    let seen = std::cell::RefCell::new(Vec::new());
+    let half = |weight: f64| {
+        let seen = &seen;
+        let single = &single;
+        Closure::new(
+            Prediction::X0,
+            move |x: &Tensor, l: &Levels, c: &Condition| {
+                seen.borrow_mut().push(x.dtype());
+                let d = single.denoise(&x.to_dtype(DType::F32)?, l, c)?;
+                Ok((d.x0 * weight)?.to_dtype(x.dtype())?)
+            },
+        )
+    };
+    let (main, weak) = (half(1.0), half(0.9));
+    let grid = Grid::uniform_lambda(&VpSde::default(), 12).unwrap();
+    let rng = RandomStream::new(1);
+    for dtype in [DType::F16, DType::BF16] {
+        let noise = normal(2, &[4, 3], DType::F32).to_dtype(dtype).unwrap();
+        let mut sampler = Sampler::new(&main, grid.clone())
+            .weak(&weak)
+            .stepper(DpmSolverPP2M::default());
+        let out = sampler
+            .sample(&noise, &Condition::Null, None, &rng)
+            .unwrap();
+        assert_eq!(out.x.dtype(), dtype);
+        assert!(seen.take().iter().all(|d| *d == dtype));
+        let wide = Sampler::new(&single, grid.clone())
+            .stepper(DpmSolverPP2M::default())
+            .sample(
+                &noise.to_dtype(DType::F32).unwrap(),
+                &Condition::Null,
+                None,
+                &rng,
+            )
+            .unwrap();
+        let off = distance(&out.x.to_dtype(DType::F32).unwrap(), &wide.x);
+        assert!(off < 0.05, "{off}");
+        // In single precision a run is what it was.
+        let mut run = sampler.iter(&noise, &Condition::Null, None, &rng).unwrap();
+        assert_eq!(run.next().unwrap().unwrap().x.dtype(), DType::F32);
+        seen.take();
+    }
+}

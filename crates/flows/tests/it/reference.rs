@@ -29,6 +29,22 @@ fn guidance_core_with_fewer_samples() {
     assert_passed(&report, of_the_rules);
 }
 
+/// Another shift, whose number is in the tensor's name, beside the file's own.
+#[test]
+fn guidance_core_with_another_shift() {
+    let more = |tensors: &mut BTreeMap<String, Array>, _: &mut BTreeMap<String, String>| {
+        let mut raw = tensors["flow_shift3"].clone();
+        let n = raw.values.len();
+        for (i, value) in raw.values.iter_mut().enumerate() {
+            let s = (n - i) as f64 / n as f64;
+            *value = 2.5 * s / (1.0 + 1.5 * s);
+        }
+        tensors.insert("flow_shift2p5".into(), raw);
+    };
+    let report = FILES.verify_variant("guidance-core", more, verify::guidance_core);
+    assert_passed(&report, of_the_rules);
+}
+
 #[test]
 fn rectified_flow() {
     assert_passed(

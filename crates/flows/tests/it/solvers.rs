@@ -400,12 +400,55 @@ fn adjoints_refuse_what_they_cannot_do() {
     let cut = Closure::new(Prediction::X0, |x, _, _| Ok(x.detach()));
     let ode = RhoOde::new(&cut, &s.schedule, &Condition::Null);
     let sum = |x: &Tensor| Ok(x.sum_all()?);
-    // The noise form keeps x itself in the graph; the data form loses everything.
-    let lost = solver.value_and_grad(&ode.form(Form::Data), &s.x, &[], sum);
+    // The state is passed on, so a gradient arrives; it is not the model's.
+    let data = ode.form(Form::Data);
+    let wrong = solver.value_and_grad(&data, &s.x, &[], sum);
     assert!(
-        lost.is_ok(),
-        "a state is passed on even where the slope is constant"
+        matches!(wrong, Err(Error::WrongGradient { .. })),
+        "{wrong:?}"
     );
+    let trusting = solver.clone().gradient_check(GradientCheck::off());
+    assert!(trusting.value_and_grad(&data, &s.x, &[], sum).is_ok());
+    // What was refused is refused again.
+    assert!(solver.value_and_grad(&data, &s.x, &[], sum).is_err());
+    let blind = |x: &Tensor| Ok(((x.detach().sqr()? * 5.0)? + x)?.sum_all()?);
+    let ode = RhoOde::new(&s.mixture, &s.schedule, &Condition::Null);
+    // Another loss of the same solver is not checked again, but for a fresh check.
+    assert!(solver.value_and_grad(&ode, &s.x, &[], blind).is_ok());
+    let anew = solver.clone().gradient_check(solver.gradient_check.fresh());
+    let wrong = anew.value_and_grad(&ode, &s.x, &[], blind).unwrap_err();
+    assert!(wrong.to_string().contains("the loss"), "{wrong}");
+}
+
+/// The check costs evaluations, of the first gradient alone, and changes no bit.
+#[test]
+fn a_gradient_is_checked_once() {
+    let s = setup();
+    let grid = Grid::uniform_lambda_between(&s.schedule, 1.0, 0.05, 4).unwrap();
+    let calls = std::cell::Cell::new(0);
+    let counted = Closure::new(Prediction::X0, |x: &Tensor, l: &Levels, c: &Condition| {
+        calls.set(calls.get() + 1);
+        Ok(s.mixture.denoise(x, l, c)?.x0)
+    });
+    let ode = RhoOde::new(&counted, &s.schedule, &Condition::Null);
+    let loss = |x: &Tensor| Ok(x.sqr()?.sum_all()?);
+    for method in [Method::Euler, Method::Heun, Method::AdamsBashforth(2)] {
+        let cost = |solver: &AdjointSolver| {
+            calls.set(0);
+            let found = solver.value_and_grad(&ode, &s.x, &[], loss).unwrap();
+            (calls.get(), bits(&found.1.start))
+        };
+        let checked = AdjointSolver::new(grid.clone()).method(method);
+        let trusting = checked.clone().gradient_check(GradientCheck::off());
+        let (first, again, plain) = (cost(&checked), cost(&checked), cost(&trusting));
+        assert_eq!((&first.1, &again), (&plain.1, &plain));
+        assert!(
+            first.0 > plain.0 && first.0 <= plain.0 + 4,
+            "{} {}",
+            first.0,
+            plain.0
+        );
+    }
 }
 
 /// In the middle of somebody's graph the sampler has the gradient of its pullback.

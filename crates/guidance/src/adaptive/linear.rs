@@ -6,6 +6,7 @@ use crate::Result;
 use candle_core::{DType, Device, Tensor};
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
+use flows::combine::linear_combination;
 use flows::guidance::{CondRole, Query, RunInfo};
 use flows::{
     Condition, Denoised, Evaluator, Grid, Guidance, Level, Prediction, RandomStream, Sampler,
@@ -106,21 +107,21 @@ pub struct LinearAg {
     kinds: Vec<StepKind>,
     coef: Vec<Option<LinCoef>>,
     levels: Vec<Level>,
+    /// The stepper that the coefficients were fitted with.
+    stepper: Option<String>,
     /// Noise predictions of the steps so far: conditional, unconditional.
     history: Vec<(Tensor, Tensor)>,
 }
 
 /// The sum `sum_j weight_j prediction_j (+ constant)`.
 fn combined(coef: &LinCoef, features: &[&Tensor]) -> Result<Tensor> {
-    let mut sum: Option<Tensor> = None;
-    for (w, feature) in coef.weights.iter().zip(features) {
-        let part = feature.affine(*w, 0.0)?;
-        sum = Some(match sum {
-            Some(sum) => (sum + part)?,
-            None => part,
-        });
-    }
-    let sum = sum.ok_or_else(|| Error::argument("coefficients", 0, "at least one"))?;
+    let terms: Vec<_> = coef
+        .weights
+        .iter()
+        .copied()
+        .zip(features.iter().copied())
+        .collect();
+    let sum = linear_combination(&terms)?;
     match coef.intercept {
         Some(constant) => Ok(sum.affine(1.0, constant)?),
         None => Ok(sum),
@@ -148,6 +149,19 @@ impl LinearAg {
     /// The coefficients of the combined steps.
     pub fn coef(&self) -> &[Option<LinCoef>] {
         &self.coef
+    }
+
+    /// The [`name`](flows::Stepper::name) of the stepper that the coefficients were fitted with; runs with
+    /// another one are refused.
+    pub fn stepper(&self) -> Option<&str> {
+        self.stepper.as_deref()
+    }
+
+    /// Refuses runs with another stepper than that of this [`name`](flows::Stepper::name).
+    #[must_use]
+    pub fn for_stepper(self, name: impl Into<String>) -> Self {
+        let stepper = Some(name.into());
+        Self { stepper, ..self }
     }
 
     /// Evaluations per sample of a whole run.
@@ -182,9 +196,12 @@ impl LinearAg {
         tensors.insert("sigma".into(), column(|l| l.sigma)?);
         tensors.insert("model_time".into(), column(|l| l.model_time)?);
         let kinds: Vec<&str> = self.kinds.iter().map(|k| k.name()).collect();
-        let file = Checkpoint::new("linear guidance", tensors.into_iter().collect())
+        let mut file = Checkpoint::new("linear guidance", tensors.into_iter().collect())
             .with("w", self.w)
             .with("kinds", kinds.join(","));
+        if let Some(stepper) = &self.stepper {
+            file = file.with("stepper", stepper);
+        }
         Ok(file.save(path)?)
     }
 
@@ -220,13 +237,20 @@ impl LinearAg {
             coef.push(match numbers(&format!("weights_{i}"))? {
                 None => None,
                 Some(weights) => Some(LinCoef {
-                    first: need(&format!("first_{i}"))?[0] as usize,
+                    first: match need(&format!("first_{i}"))?[..] {
+                        [first] => first as usize,
+                        _ => return Err(bad(format!("`first_{i}` is not one number"))),
+                    },
                     weights,
                     intercept: numbers(&format!("intercept_{i}"))?.and_then(|c| c.first().copied()),
                 }),
             });
         }
-        Self::new(file.number("w")?, kinds, coef, levels)
+        let found = Self::new(file.number("w")?, kinds, coef, levels)?;
+        Ok(Self {
+            stepper: file.text("stepper").ok().map(str::to_string),
+            ..found
+        })
     }
 
     /// Coefficients of one's own, for the levels of a grid. Holding the last difference of the two
@@ -246,15 +270,19 @@ impl LinearAg {
             what: "linear guidance",
             reason,
         };
-        if levels.len() != kinds.len() + 1 {
+        if levels.len() != kinds.len() + 1 || coef.len() != kinds.len() {
             return Err(bad(format!(
-                "{} steps and {} levels",
+                "{} steps, {} coefficients and {} levels",
                 kinds.len(),
+                coef.len(),
                 levels.len()
             )));
         }
         for (i, (kind, coef)) in kinds.iter().zip(&coef).enumerate() {
-            let wanted = coef.as_ref().map(|c| 2 * (i - c.first.min(i)) + 1);
+            if coef.as_ref().is_some_and(|c| c.first > i) {
+                return Err(bad(format!("the first step of step {i}'s coefficients")));
+            }
+            let wanted = coef.as_ref().map(|c| 2 * (i - c.first) + 1);
             let found = coef.as_ref().map(|c| c.weights.len());
             if coef.is_some() != (*kind == StepKind::Linear) || wanted != found {
                 return Err(bad(format!("the coefficients of step {i}")));
@@ -265,9 +293,27 @@ impl LinearAg {
             kinds,
             coef,
             levels,
+            stepper: None,
             history: Vec::new(),
         })
     }
+}
+
+/// Refuses evaluations that are not the first of the step after the last one that was seen.
+fn in_order(cx: &StepCx, seen: usize) -> Result<()> {
+    if cx.eval_index > 0 {
+        return Err(Error::unsupported(
+            "linear guidance in steps with several evaluations",
+            "take a multistep solver",
+        ));
+    }
+    if cx.step != seen {
+        return Err(Error::unsupported(
+            "linear guidance in a part of a run",
+            "it combines the predictions of all steps: take it out of Interval and Then, and choose by StepKind",
+        ));
+    }
+    Ok(())
 }
 
 /// Levels that are the same but for rounding.
@@ -290,24 +336,22 @@ fn from_eps(eps: &Tensor, like: &Denoised) -> Result<Denoised> {
 impl Guidance for LinearAg {
     fn begin(&mut self, info: &RunInfo) -> flows::Result<()> {
         self.history.clear();
-        if same_grid(info.grid, &self.levels) {
-            return Ok(());
-        }
+        let reason = match &self.stepper {
+            _ if !same_grid(info.grid, &self.levels) => "it was fitted on another grid".into(),
+            Some(own) if own != info.stepper => {
+                format!("it was fitted with {own}, this run has {}", info.stepper)
+            }
+            _ => return Ok(()),
+        };
         Err(Error::Mismatch {
             what: "linear guidance",
-            reason: "it was fitted on another grid".into(),
+            reason,
         }
         .into())
     }
 
     fn guide(&mut self, cx: &StepCx, net: &mut Evaluator) -> flows::Result<Denoised> {
-        if cx.eval_index > 0 {
-            return Err(Error::unsupported(
-                "linear guidance in steps with several evaluations",
-                "take a multistep solver",
-            )
-            .into());
-        }
+        in_order(cx, self.history.len())?;
         let kind = self.kinds[cx.step];
         if kind == StepKind::Uncond {
             let d = net.one(Query::main(CondRole::Negative))?;
@@ -368,6 +412,9 @@ pub struct LinearAgFitter {
     pub mode: FitMode,
 }
 
+/// Numbers of each prediction that a fit looks at together.
+const CHUNK: usize = 1 << 16;
+
 impl LinearAgFitter {
     /// The defaults for a pattern of steps.
     pub fn new(w: f64, kinds: Vec<StepKind>) -> Self {
@@ -421,34 +468,53 @@ impl LinearAgFitter {
         }
         let fitting = std::cell::RefCell::new(Fitting {
             fitter: self,
+            stepper: String::new(),
             history: Vec::new(),
             coef: Vec::new(),
         });
         sampler
             .guidance(&mut *fitting.borrow_mut())
             .sample(noise, condition, negative, rng)?;
-        let coef = fitting.into_inner().coef;
-        LinearAg::new(self.w, self.kinds.clone(), coef, levels)
+        let Fitting { coef, stepper, .. } = fitting.into_inner();
+        Ok(LinearAg::new(self.w, self.kinds.clone(), coef, levels)?.for_stepper(stepper))
     }
 
     /// `(G + ridge tr(G) / m I) b = F^T y` over all numbers of the predictions.
     fn solve(&self, features: &[&Tensor], target: &Tensor) -> Result<(Vec<f64>, Option<f64>)> {
-        let flat = |x: &Tensor| -> Result<Tensor> { Ok(x.flatten_all()?.to_dtype(DType::F64)?) };
-        let mut rows = features
-            .iter()
-            .map(|f| flat(f))
-            .collect::<Result<Vec<_>>>()?;
-        let y = flat(target)?;
-        if self.intercept {
-            rows.push(y.ones_like()?);
+        let m = features.len() + usize::from(self.intercept);
+        let (mut gram, mut moments) = (vec![vec![0.0; m]; m], vec![0.0; m]);
+        let flat = |x: &Tensor| x.flatten_all();
+        let features = features.iter().map(|f| flat(f));
+        let features = features.collect::<candle_core::Result<Vec<_>>>()?;
+        let target = flat(target)?;
+        let count = target.elem_count();
+        // By chunks: the features of all steps are never side by side.
+        for start in (0..count).step_by(CHUNK) {
+            let part = |x: &Tensor| {
+                x.narrow(0, start, CHUNK.min(count - start))?
+                    .to_dtype(DType::F64)
+            };
+            let y = part(&target)?;
+            let mut rows = features
+                .iter()
+                .map(part)
+                .collect::<candle_core::Result<Vec<_>>>()?;
+            if self.intercept {
+                rows.push(y.ones_like()?);
+            }
+            let f = Tensor::stack(&rows, 0)?;
+            let products = f.matmul(&f.t()?)?.to_vec2::<f64>()?;
+            let with_y = f
+                .matmul(&y.unsqueeze(1)?)?
+                .flatten_all()?
+                .to_vec1::<f64>()?;
+            for (i, (products, with_y)) in products.iter().zip(with_y).enumerate() {
+                moments[i] += with_y;
+                for (sum, product) in gram[i].iter_mut().zip(products) {
+                    *sum += product;
+                }
+            }
         }
-        let m = rows.len();
-        let f = Tensor::stack(&rows, 0)?;
-        let gram = f.matmul(&f.t()?)?.to_vec2::<f64>()?;
-        let moments = f
-            .matmul(&y.unsqueeze(1)?)?
-            .flatten_all()?
-            .to_vec1::<f64>()?;
         let trace: f64 = (0..m).map(|i| gram[i][i]).sum();
         let ridge = self.ridge * trace / m as f64;
         let system = Mat::from_fn(m, m, |i, j| gram[i][j] + if i == j { ridge } else { 0.0 });
@@ -466,25 +532,21 @@ impl LinearAgFitter {
 /// The rule that fits while it samples.
 struct Fitting<'f> {
     fitter: &'f LinearAgFitter,
+    stepper: String,
     history: Vec<(Tensor, Tensor)>,
     coef: Vec<Option<LinCoef>>,
 }
 
 impl Guidance for Fitting<'_> {
-    fn begin(&mut self, _: &RunInfo) -> flows::Result<()> {
+    fn begin(&mut self, info: &RunInfo) -> flows::Result<()> {
+        self.stepper = info.stepper.to_string();
         self.history.clear();
         self.coef.clear();
         Ok(())
     }
 
     fn guide(&mut self, cx: &StepCx, net: &mut Evaluator) -> flows::Result<Denoised> {
-        if cx.eval_index > 0 {
-            return Err(Error::unsupported(
-                "linear guidance in steps with several evaluations",
-                "take a multistep solver",
-            )
-            .into());
-        }
+        in_order(cx, self.history.len())?;
         let kind = self.fitter.kinds[cx.step];
         let answers = net.ask(&[
             Query::main(CondRole::Positive),

@@ -27,6 +27,12 @@ pub trait Cost {
         gradient(&at, &self.value(at.as_tensor())?.sum_all()?)
     }
 
+    /// Whether the gradient goes through a network of the caller's, so that it is checked once: yes, unless
+    /// a cost says otherwise.
+    fn through_network(&self) -> bool {
+        true
+    }
+
     /// The largest eigenvalue of the cost's second derivative, where it is a constant:
     /// [`StepRule::Normalized`](super::StepRule::Normalized) divides by it.
     ///
@@ -147,6 +153,10 @@ impl Cost for LinearMeasurement<'_> {
         Ok(row_squares(&residual)?.affine(factor, 0.0)?)
     }
 
+    fn through_network(&self) -> bool {
+        false
+    }
+
     /// `2 weight / n A^T (A x - y)`.
     fn grad(&self, x1: &Tensor) -> Result<Tensor> {
         let mut residual = self.residual(&x1.detach())?;
@@ -184,6 +194,8 @@ pub struct MaskedTarget {
     pub keep: Tensor,
     /// A factor.
     pub weight: f64,
+    /// How squares are collected.
+    pub reduction: Reduction,
 }
 
 impl MaskedTarget {
@@ -203,11 +215,16 @@ impl Cost for MaskedTarget {
     fn value(&self, x1: &Tensor) -> Result<Tensor> {
         let off = x1.broadcast_sub(&self.target)?;
         let square = (self.masked(x1)? * off)?.flatten_from(1)?;
-        Ok(square.mean(D::Minus1)?.affine(self.weight, 0.0)?)
+        let factor = self.weight * self.reduction.factor(x1);
+        Ok(square.sum(D::Minus1)?.affine(factor, 0.0)?)
+    }
+
+    fn through_network(&self) -> bool {
+        false
     }
 
     fn grad(&self, x1: &Tensor) -> Result<Tensor> {
-        let factor = 2.0 * self.weight * Reduction::MeanPerSample.factor(x1);
+        let factor = 2.0 * self.weight * self.reduction.factor(x1);
         Ok(self.masked(&x1.detach())?.affine(factor, 0.0)?)
     }
 
@@ -217,7 +234,7 @@ impl Cost for MaskedTarget {
             .to_dtype(DType::F64)?
             .max_all()?
             .to_scalar::<f64>()?;
-        let factor = 2.0 * self.weight * Reduction::MeanPerSample.factor(x1);
+        let factor = 2.0 * self.weight * self.reduction.factor(x1);
         Ok(Some(factor * keep))
     }
 }
@@ -307,6 +324,10 @@ impl SumCost<'_> {
 impl Cost for SumCost<'_> {
     fn value(&self, x1: &Tensor) -> Result<Tensor> {
         self.sum(|cost| cost.value(x1))
+    }
+
+    fn through_network(&self) -> bool {
+        self.0.iter().any(|(_, cost)| cost.through_network())
     }
 
     fn grad(&self, x1: &Tensor) -> Result<Tensor> {

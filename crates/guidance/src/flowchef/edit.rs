@@ -1,6 +1,6 @@
 //! Editing: a new condition for a region, the old picture elsewhere.
 
-use super::cost::MaskedTarget;
+use super::cost::{MaskedTarget, Reduction};
 use super::sample::{ask, correct, StepRule};
 use crate::error::{check, Error};
 use crate::Result;
@@ -32,6 +32,9 @@ pub struct FlowEdit {
     pub max_steps: usize,
     /// Guidance outside of what is kept.
     pub cfg: f64,
+    /// Whether that guidance goes on after the last corrected step; with FLUX it does not, and later steps
+    /// cost one evaluation.
+    pub cfg_throughout: bool,
 }
 
 impl Default for FlowEdit {
@@ -44,6 +47,7 @@ impl Default for FlowEdit {
             full_source_steps: 20,
             max_steps: 50,
             cfg: 2.0,
+            cfg_throughout: true,
         }
     }
 }
@@ -59,6 +63,7 @@ impl FlowEdit {
             full_source_steps: 1,
             max_steps: 4,
             cfg: 2.0,
+            cfg_throughout: false,
         }
     }
 
@@ -101,10 +106,15 @@ impl FlowEdit {
         for step in 0..self.steps {
             let (t, dt) = (step as f64 / self.steps as f64, 1.0 / self.steps as f64);
             let new = ask(velocity, &x, t, &wanted)?.detach();
+            let corrected = step <= self.max_steps;
+            if !corrected && !self.cfg_throughout {
+                x = finite((x + new.affine(dt, 0.0)?)?, step)?;
+                continue;
+            }
             let old = ask(velocity, &x, t, &of_source)?.detach();
             let lead = (&new - &old)?.affine(self.cfg, 0.0)?;
             let v = (new + lead.broadcast_mul(&edited)?)?;
-            if step <= self.max_steps {
+            if corrected {
                 let keep = match step < self.full_source_steps {
                     true => keep.ones_like()?,
                     false => keep.clone(),
@@ -113,20 +123,26 @@ impl FlowEdit {
                     target: source.detach(),
                     keep,
                     weight: self.weight,
+                    reduction: Reduction::MeanPerSample,
                 };
                 let curvature = self.rule.curvature(&cost, &x)?;
                 let scale = self.rule.scale((step, t, self.steps), curvature);
                 x = correct(&x, &old, 1.0 - t, &cost, &scale, self.inner)?;
             }
-            x = (x + v.affine(dt, 0.0)?)?;
-            if !tensor_core::kernels::sum_squares(&x)?.is_finite() {
-                return Err(Error::NonFinite {
-                    rule: "FlowEdit",
-                    what: "the sample".into(),
-                    step,
-                });
-            }
+            x = finite((x + v.affine(dt, 0.0)?)?, step)?;
         }
         Ok(x)
+    }
+}
+
+/// The sample, where it is one.
+fn finite(x: Tensor, step: usize) -> Result<Tensor> {
+    match tensor_core::kernels::sum_squares(&x)?.is_finite() {
+        true => Ok(x),
+        false => Err(Error::NonFinite {
+            rule: "FlowEdit",
+            what: "the sample".into(),
+            step,
+        }),
     }
 }

@@ -64,7 +64,7 @@ pub use cost::{
 };
 pub use edit::FlowEdit;
 #[cfg(feature = "verify")]
-pub(crate) use sample::{correct, Scale};
+pub(crate) use sample::{correct, Adam, Scale};
 pub use sample::{
     exact_gradient, skipped_gradient, BackpropGuidance, FlowChef, GuidedOutput, GuidedStep, Solver,
     StepCallback, StepRule,

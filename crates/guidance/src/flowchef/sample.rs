@@ -5,7 +5,7 @@ use crate::error::{check, Error};
 use crate::Result;
 use candle_core::{Tensor, Var};
 use flows::combine::linear_combination;
-use flows::{Condition, Nfe, Velocity};
+use flows::{Condition, GradientCheck, Nfe, Velocity};
 use std::ops::ControlFlow;
 use tensor_core::kernels::sum_squares;
 
@@ -103,6 +103,9 @@ pub struct FlowChef {
     pub solver: Solver,
     /// Whether predictions and costs of every step are kept.
     pub record: bool,
+    /// The comparison of the first gradient with differences, where one goes through somebody's network:
+    /// that of the cost ([`Cost::through_network`]), and of the flow in [`BackpropGuidance`].
+    pub gradient_check: GradientCheck,
 }
 
 impl Default for FlowChef {
@@ -116,6 +119,7 @@ impl Default for FlowChef {
             start_eps: 1e-5,
             solver: Solver::Euler,
             record: false,
+            gradient_check: GradientCheck::default(),
         }
     }
 }
@@ -123,7 +127,27 @@ impl Default for FlowChef {
 /// How a correction is scaled.
 pub(crate) enum Scale {
     Plain(f64),
-    Adam(f64),
+    Adam(Adam),
+}
+
+/// The constants of Adam.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Adam {
+    pub lr: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+}
+
+impl Adam {
+    pub(crate) fn new(lr: f64) -> Self {
+        Self {
+            lr,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+        }
+    }
 }
 
 impl FlowChef {
@@ -154,7 +178,7 @@ impl FlowChef {
         }
     }
 
-    /// Samples from standard normal noise `[rows, ...]`. The network is never differentiated, so
+    /// Samples from standard normal noise `[rows, ...]`. The flow's network is never differentiated, so
     /// it may be one that cannot be.
     ///
     /// # Errors
@@ -231,6 +255,12 @@ impl FlowChef {
             if self.guided(step) {
                 if curvature.is_none() {
                     curvature = Some(self.rule.curvature(cost, &x1)?);
+                    if cost.through_network() {
+                        let value = |x: &Tensor| Ok(cost.value(x)?);
+                        let g = cost.grad(&x1)?;
+                        run.out.grad_evals += rows;
+                        self.gradient_check.run("the cost", value, &x1, &g)?;
+                    }
                 }
                 let scale = self
                     .rule
@@ -368,7 +398,7 @@ impl StepRule {
             }
             Self::Gd { scale } => Scale::Plain(*scale),
             Self::Normalized { gamma } => Scale::Plain(gamma / curvature),
-            Self::Adam { lr } => Scale::Adam(*lr),
+            Self::Adam { lr } => Scale::Adam(Adam::new(*lr)),
             Self::Schedule(scale) => Scale::Plain(scale(step, t)),
         }
     }
@@ -393,35 +423,33 @@ pub(crate) fn correct(
         }
         x = match scale {
             Scale::Plain(s) => linear_combination(&[(1.0, &x), (-s, &g)])?,
-            Scale::Adam(lr) => (x - adam(&g, *lr, k, &mut moments)?)?,
+            Scale::Adam(adam) => (x - adam.step(&g, k, &mut moments)?)?,
         };
     }
     Ok(x)
 }
 
-/// The step of Adam from its moments; a zero gradient makes no step.
-fn adam(g: &Tensor, lr: f64, k: usize, moments: &mut Option<(Tensor, Tensor)>) -> Result<Tensor> {
-    const BETA1: f64 = 0.9;
-    const BETA2: f64 = 0.999;
-    const EPS: f64 = 1e-8;
-    let (m, v) = match moments.take() {
-        Some((m, v)) => (
-            (m.affine(BETA1, 0.0)? + g.affine(1.0 - BETA1, 0.0)?)?,
-            (v.affine(BETA2, 0.0)? + g.sqr()?.affine(1.0 - BETA2, 0.0)?)?,
-        ),
-        None => (
-            g.affine(1.0 - BETA1, 0.0)?,
-            g.sqr()?.affine(1.0 - BETA2, 0.0)?,
-        ),
-    };
-    let grown = |beta: f64| 1.0 - beta.powi(k as i32);
-    let root = v
-        .affine(1.0 / grown(BETA2), 0.0)?
-        .sqrt()?
-        .affine(1.0, EPS)?;
-    let change = (m.affine(lr / grown(BETA1), 0.0)? / root)?;
-    *moments = Some((m, v));
-    Ok(change)
+impl Adam {
+    /// The step from the moments; a zero gradient makes no step.
+    fn step(&self, g: &Tensor, k: usize, moments: &mut Option<(Tensor, Tensor)>) -> Result<Tensor> {
+        let (first, second) = (self.beta1, self.beta2);
+        let fresh = (
+            g.affine(1.0 - first, 0.0)?,
+            g.sqr()?.affine(1.0 - second, 0.0)?,
+        );
+        let (m, v) = match moments.take() {
+            Some((m, v)) => (
+                (m.affine(first, 0.0)? + fresh.0)?,
+                (v.affine(second, 0.0)? + fresh.1)?,
+            ),
+            None => fresh,
+        };
+        let grown = |beta: f64| 1.0 - beta.powi(k as i32);
+        let root = v.affine(1.0 / grown(second), 0.0)?.sqrt()?;
+        let change = (m.affine(self.lr / grown(first), 0.0)? / root.affine(1.0, self.eps)?)?;
+        *moments = Some((m, v));
+        Ok(change)
+    }
 }
 
 /// The gradient of the cost of `x + (1 - t) v(x, t)` at `x` as guidance takes it, with the velocity
@@ -453,25 +481,31 @@ pub fn exact_gradient(
 ) -> Result<Tensor> {
     let at = Var::from_tensor(&x.detach())?;
     let v = ask(velocity, at.as_tensor(), t, condition)?;
-    gradient_through(&at, &v, t, cost)
+    Ok(gradient_through(&at, &v, t, cost)?.0)
 }
 
-/// `J^T grad cost`, from a velocity with its graph.
-fn gradient_through(at: &Var, v: &Tensor, t: f64, cost: &dyn Cost) -> Result<Tensor> {
+/// `J^T grad cost`, from a velocity with its graph, and `grad cost`.
+fn gradient_through(at: &Var, v: &Tensor, t: f64, cost: &dyn Cost) -> Result<(Tensor, Tensor)> {
     let x1 = (at.as_tensor() + v.affine(1.0 - t, 0.0)?)?;
     let outer = cost.grad(&x1.detach())?;
-    gradient(at, &(x1 * outer)?.sum_all()?)
+    let through = gradient(at, &(x1 * &outer)?.sum_all()?)?;
+    Ok((through, outer))
 }
 
 /// The same loop with the exact gradient (DPS, FreeDoM): what FlowChef is compared with. Every guided
 /// step costs a backward pass through the network and its activations.
 #[derive(Default)]
-pub struct BackpropGuidance(
+pub struct BackpropGuidance {
     /// The settings; Euler's rule, one correction a step, and no Adam.
-    pub FlowChef,
-);
+    pub settings: FlowChef,
+}
 
 impl BackpropGuidance {
+    /// Guidance with these settings.
+    pub fn new(settings: FlowChef) -> Self {
+        Self { settings }
+    }
+
     /// Samples from standard normal noise `[rows, ...]`.
     ///
     /// # Errors
@@ -484,7 +518,7 @@ impl BackpropGuidance {
         cost: &dyn Cost,
         callback: Option<StepCallback>,
     ) -> Result<GuidedOutput> {
-        let settings = &self.0;
+        let settings = &self.settings;
         let adam = matches!(settings.rule, StepRule::Adam { .. });
         if settings.solver != Solver::Euler || settings.inner_steps > 1 || adam {
             return Err(Error::unsupported(
@@ -499,7 +533,16 @@ impl BackpropGuidance {
                     "take StepRule::Gd",
                 ));
             };
-            let g = gradient_through(at, v, here.t, cost)?;
+            let (g, outer) = gradient_through(at, v, here.t, cost)?;
+            let far = |x: &Tensor| {
+                let v = ask(velocity, x, here.t, &condition.for_rows(here.rows)?)?;
+                Ok(((x + v.affine(1.0 - here.t, 0.0)?)? * &outer)?)
+            };
+            let checks = settings
+                .gradient_check
+                .run("the velocity", far, &run.x, &g)?;
+            run.out.nfe.main += checks * here.rows;
+            run.out.nfe.sequential_calls += checks;
             run.out.nfe.denoiser_backward += here.rows;
             run.out.grad_evals += here.rows;
             Ok(linear_combination(&[(1.0, &run.x), (-s, &g)])?)

@@ -96,7 +96,7 @@ pub enum RefRule {
 }
 
 /// What the weak model of autoguidance is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum SwapMode {
     /// The reference class where `p_c` is below the threshold, the wanted class elsewhere, with the
     /// constant weight `w - 1`.
@@ -105,11 +105,16 @@ pub enum SwapMode {
         p: f64,
     },
     /// Always the reference class, with the constant weight `w - 1`.
-    #[default]
     Always,
     /// The reference class with the weight of the rule. Where the classifier is sure, nothing is left
     /// of autoguidance.
     Adaptive,
+}
+
+impl Default for SwapMode {
+    fn default() -> Self {
+        Self::WhenUnsure { p: 0.5 }
+    }
 }
 
 /// What the rule decided at an evaluation.
@@ -356,12 +361,19 @@ impl<C: StepClassifier> Gfcg<C> {
             .zip(wanted)
             .map(|(p, c)| p[*c as usize])
             .collect();
-        let weight = (0..rows)
+        let weight: Vec<f64> = (0..rows)
             .map(|i| match reference[i] {
                 Some(r) => self.weight(p_wanted[i], probs[i][r as usize], &cx.level),
                 None => 0.0,
             })
             .collect();
+        if let Some(row) = weight.iter().position(|w| !w.is_finite()) {
+            return Err(Error::NonFinite {
+                rule: "GFCG",
+                what: format!("the weight of row {row}"),
+                step: cx.step,
+            });
+        }
         Ok(Decision {
             step: cx.step,
             p_wanted,
@@ -378,7 +390,12 @@ impl<C: StepClassifier> Gfcg<C> {
             ScaleRule::Ratio => (self.w - 1.0) * other / (wanted + other),
             ScaleRule::Custom(f) => f(wanted, other, level),
         };
-        omega.max(self.floor)
+        // Not `max`, which would make a number of no number.
+        if omega < self.floor {
+            self.floor
+        } else {
+            omega
+        }
     }
 
     /// What autoguidance makes of a decision: the class that the weak model is asked for.

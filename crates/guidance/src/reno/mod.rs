@@ -18,7 +18,7 @@
 //!
 //! | symbol | here |
 //! | --- | --- |
-//! | `G` | [`Generator`]: closures; all randomness inside must be the same at every call |
+//! | `G` | [`Generator`]: closures; all randomness inside must be the same at every call ([`Seeded`]) |
 //! | `l_i`, `lambda_i` | [`RewardLoss`], lower is better, with its weight |
 //! | `lr`, `c`, `lambda_reg` | [`RenoConfig`] |
 //!
@@ -48,18 +48,23 @@
 //! # Ok::<(), thalweg_guidance::Error>(())
 //! ```
 
+mod best;
+mod numbers;
 mod preprocess;
 mod reward;
 mod run;
+mod update;
 
+pub use best::{best_of_n, BestOf};
 pub use preprocess::ImagePreprocess;
 pub use reward::{CosineScore, FeatureCosine, LogProb, Named, RewardLoss, Score};
-pub use run::{best_of_n, BestOf, Reno, RenoOutput, RenoRun, StepReport};
+pub use run::{Reno, RenoOutput, RenoRun, StepReport};
 
 use crate::error::check;
 use crate::Result;
 use candle_core::Tensor;
 use flows::Condition;
+use tensor_core::random::RandomStream;
 
 /// A generator that can be differentiated in its noise. Closures are generators.
 pub trait Generator {
@@ -74,6 +79,32 @@ impl<F: Fn(&Tensor, &Condition) -> Result<Tensor>> Generator for F {
     fn generate(&self, z: &Tensor, condition: &Condition) -> Result<Tensor> {
         self(z, condition)
     }
+}
+
+/// A generator with random numbers inside, which are drawn anew from the same seed at every call: else the
+/// best sample is luck.
+#[derive(Debug, Clone)]
+pub struct Seeded<F> {
+    /// Samples from noise, a condition and a stream.
+    pub generate: F,
+    /// The seed of the stream.
+    pub seed: u64,
+}
+
+impl<F: Fn(&Tensor, &Condition, &mut RandomStream) -> Result<Tensor>> Generator for Seeded<F> {
+    fn generate(&self, z: &Tensor, condition: &Condition) -> Result<Tensor> {
+        (self.generate)(z, condition, &mut RandomStream::new(self.seed))
+    }
+}
+
+/// Which sample is the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Select {
+    /// That of the least loss, without the regularizer.
+    #[default]
+    BestReward,
+    /// The last one that had a loss.
+    Last,
 }
 
 /// What a learning rate is relative to.
@@ -136,10 +167,15 @@ pub struct RenoConfig {
     pub grad_clip: f64,
     /// The weight of the regularizer; 0 switches it off.
     pub reg_weight: f64,
+    /// Which sample is the result.
+    pub select: Select,
     /// A row whose loss is below is done.
     pub early_stop: Option<f64>,
     /// A row that found nothing better for so many iterations is done.
     pub patience: Option<usize>,
+    /// Whether the first gradient of a run is compared with differences: two more evaluations, which are
+    /// counted. Off for gradients that are no derivatives on purpose.
+    pub gradient_check: bool,
 }
 
 impl Default for RenoConfig {
@@ -151,8 +187,10 @@ impl Default for RenoConfig {
             optimizer: NoiseOptimizer::default(),
             grad_clip: 0.1,
             reg_weight: 0.01,
+            select: Select::BestReward,
             early_stop: None,
             patience: None,
+            gradient_check: true,
         }
     }
 }

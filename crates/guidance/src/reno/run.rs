@@ -1,12 +1,14 @@
 //! The optimization.
 
+use super::numbers::{choose, column, numbers, per_row, row_dots};
 use super::reward::wide;
-use super::{Generator, NoiseOptimizer, RenoConfig, RewardLoss};
-use crate::error::{check, Error};
+use super::update::{Pull, Update};
+use super::{Generator, NoiseOptimizer, RenoConfig, RewardLoss, Select};
+use crate::error::Error;
 use crate::Result;
-use candle_core::{DType, Tensor, Var};
-use flows::Condition;
-use tensor_core::random::RandomStream;
+use candle_core::{DType, Device, Tensor, Var};
+use flows::{row_combination, Condition, GradientCheck};
+use tensor_core::checkpoint::State;
 
 /// A row that gave so many losses in turn that are no numbers is done.
 const STRIKES: usize = 3;
@@ -50,7 +52,7 @@ pub struct RenoOutput {
     pub per_reward: Vec<Vec<Vec<f64>>>,
     /// `|z|` by iteration and row.
     pub norms: Vec<Vec<f64>>,
-    /// The iteration of each row's best sample.
+    /// The iteration of each row's best sample (of its last one with [`Select::Last`]).
     pub best_index: Vec<usize>,
     /// Rows through the generator and the rewards.
     pub evaluations: usize,
@@ -119,11 +121,16 @@ impl<'a> Reno<'a> {
             reno: self,
             condition: condition.for_rows(rows)?,
             z: wide(&z.detach())?,
+            check: match self.config.gradient_check {
+                true => GradientCheck::default(),
+                false => GradientCheck::off(),
+            },
             update: Update::default(),
             lost: vec![0; rows],
             done: vec![false; rows],
             best: vec![f64::INFINITY; rows],
             best_index: vec![0; rows],
+            kept_index: vec![0; rows],
             kept: None,
             initial: None,
             losses: Vec::new(),
@@ -134,7 +141,7 @@ impl<'a> Reno<'a> {
     }
 
     /// Samples, losses by reward, and what is minimized, of each row.
-    fn evaluate(&self, z: &Tensor, condition: &Condition) -> Result<Evaluation> {
+    pub(super) fn evaluate(&self, z: &Tensor, condition: &Condition) -> Result<Evaluation> {
         let rows = z.dims()[0];
         let sample = self.generator.generate(z, condition)?;
         let mut per_reward = Vec::new();
@@ -153,79 +160,83 @@ impl<'a> Reno<'a> {
             });
         }
         let total = total.ok_or_else(|| Error::argument("number of rewards", 0, "at least one"))?;
-        let norm = row_norms(z)?;
-        let mut objective = total.clone();
-        if self.config.reg_weight > 0.0 {
-            let penalty = regularizer(&norm, per_row(z), self.config.reg_weight)?;
-            objective = (&objective + penalty.to_dtype(objective.dtype())?)?;
-        }
+        let norms = row_dots(z, z)?.into_iter().map(f64::sqrt);
         Ok(Evaluation {
             sample: sample.detach(),
             loss: numbers(&total)?,
             per_reward,
-            norms: numbers(&norm)?,
-            objective,
+            norms: norms.collect(),
+            total,
         })
     }
 
-    /// An evaluation with the gradient of what is minimized.
-    fn differentiate(&self, z: &Tensor, condition: &Condition) -> Result<(Evaluation, Tensor)> {
+    /// An evaluation with the gradient of the rewards, and how many more its check took.
+    fn differentiate(
+        &self,
+        z: &Tensor,
+        condition: &Condition,
+        check: &GradientCheck,
+    ) -> Result<(Evaluation, Tensor, usize)> {
         let at = Var::from_tensor(z)?;
         let found = self.evaluate(at.as_tensor(), condition)?;
-        let grads = found.objective.sum_all()?.backward()?;
+        let grads = found.total.sum_all()?.backward()?;
         let g = grads.get(&at).ok_or_else(|| {
             tensor_core::Error::LostGradient(
                 vec!["the noise, through generator and rewards".into()],
             )
         })?;
         let g = g.detach();
-        Ok((found, g))
+        let total = |z: &Tensor| Ok(self.evaluate(z, condition)?.total);
+        let checks = check.run("generator and rewards", total, z, &g)?;
+        Ok((found, g, checks))
+    }
+
+    /// What is minimized in each row: rewards and regularizer `R`, the negative logarithm of the density of
+    /// a normal vector's radius up to a constant.
+    fn objective(&self, found: &Evaluation, d: usize) -> Vec<f64> {
+        let weight = self.config.reg_weight;
+        let penalty = |n: &f64| weight * (0.5 * n * n - (d as f64 - 1.0) * n.ln());
+        let rows = found.loss.iter().zip(&found.norms);
+        match weight == 0.0 {
+            true => found.loss.clone(),
+            false => rows.map(|(loss, n)| loss + penalty(n)).collect(),
+        }
+    }
+
+    /// `grad R = c z`: the `c` of each row.
+    fn along(&self, norms: &[f64], d: usize) -> Vec<f64> {
+        let weight = self.config.reg_weight;
+        let one = |n: &f64| match weight == 0.0 {
+            true => 0.0,
+            false => weight * (1.0 - (d as f64 - 1.0) / (n * n)),
+        };
+        norms.iter().map(one).collect()
+    }
+
+    /// The gradient of what is minimized, from that of the rewards.
+    fn total_gradient(&self, found: &Evaluation, z: &Tensor, g: &Tensor) -> Result<Tensor> {
+        let ones = vec![1.0; found.norms.len()];
+        let along = self.along(&found.norms, per_row(z));
+        Ok(row_combination(&[(&ones, g), (&along, z)])?)
+    }
+
+    /// A run that was stopped, from its [`state`](RenoRun::state): it goes on with the same bits. Its
+    /// gradient is not checked again.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for a state of other noise, rewards or a longer run.
+    pub fn resume(&self, state: &State, condition: &Condition) -> Result<RenoRun<'_, 'a>> {
+        RenoRun::read(self, state, condition)
     }
 }
 
-struct Evaluation {
-    sample: Tensor,
-    loss: Vec<f64>,
+pub(super) struct Evaluation {
+    pub sample: Tensor,
+    pub loss: Vec<f64>,
     per_reward: Vec<Vec<f64>>,
     norms: Vec<f64>,
-    /// `[rows]`, with its graph.
-    objective: Tensor,
-}
-
-/// `weight (|z|^2 / 2 - (d - 1) ln |z|)` of norms `[rows]` of rows of `d` numbers: the negative
-/// logarithm of the density of a normal vector's radius, up to a constant.
-///
-/// # Errors
-/// Those of candle.
-pub(super) fn regularizer(norm: &Tensor, d: usize, weight: f64) -> Result<Tensor> {
-    let log = norm.log()?.affine(weight * (d as f64 - 1.0), 0.0)?;
-    Ok((norm.sqr()?.affine(0.5 * weight, 0.0)? - log)?)
-}
-
-fn per_row(z: &Tensor) -> usize {
-    z.elem_count() / z.dims()[0]
-}
-
-/// Norms of the rows, `[rows]`.
-fn row_norms(x: &Tensor) -> Result<Tensor> {
-    Ok(wide(x)?.sqr()?.flatten_from(1)?.sum(1)?.sqrt()?)
-}
-
-fn numbers(x: &Tensor) -> Result<Vec<f64>> {
-    Ok(x.detach().to_dtype(DType::F64)?.to_vec1()?)
-}
-
-/// Numbers of the rows as a column that is broadcast over `like`.
-fn column(values: Vec<f64>, like: &Tensor) -> Result<Tensor> {
-    let mut shape = vec![1; like.rank()];
-    shape[0] = values.len();
-    let column = Tensor::from_vec(values, shape, like.device())?;
-    Ok(column.to_dtype(like.dtype())?)
-}
-
-/// Products of the rows of two tensors.
-fn row_dots(a: &Tensor, b: &Tensor) -> Result<Vec<f64>> {
-    numbers(&(a * b)?.flatten_from(1)?.sum(1)?)
+    /// The weighted losses `[rows]`, with their graph.
+    total: Tensor,
 }
 
 /// A run in progress.
@@ -233,12 +244,15 @@ pub struct RenoRun<'r, 'a> {
     reno: &'r Reno<'a>,
     condition: Condition,
     z: Tensor,
+    check: GradientCheck,
     update: Update,
     lost: Vec<usize>,
     done: Vec<bool>,
     best: Vec<f64>,
     best_index: Vec<usize>,
-    /// The best noise and samples.
+    /// The iteration of what is kept of each row.
+    kept_index: Vec<usize>,
+    /// The noise and samples that are kept.
     kept: Option<(Tensor, Tensor)>,
     initial: Option<Tensor>,
     losses: Vec<Vec<f64>>,
@@ -267,7 +281,9 @@ impl RenoRun<'_, '_> {
         let (found, g) = match last {
             true => (self.reno.evaluate(&self.z, &self.condition)?, None),
             false => {
-                let (found, g) = self.reno.differentiate(&self.z, &self.condition)?;
+                let (z, condition) = (&self.z, &self.condition);
+                let (found, g, checks) = self.reno.differentiate(z, condition, &self.check)?;
+                self.evaluations += checks * found.loss.len();
                 (found, Some(g))
             }
         };
@@ -306,12 +322,19 @@ impl RenoRun<'_, '_> {
                 self.best_index[row] = iteration;
             }
         }
+        let taken: Vec<bool> = match self.reno.config.select {
+            Select::BestReward => better,
+            Select::Last => found.loss.iter().map(|l| l.is_finite()).collect(),
+        };
+        for (row, _) in taken.iter().enumerate().filter(|(_, taken)| **taken) {
+            self.kept_index[row] = iteration;
+        }
         let (z, sample) = (self.z.clone(), found.sample.clone());
         self.kept = Some(match self.kept.take() {
             None => (z, sample),
-            Some((best_z, best_sample)) => (
-                choose(&better, &z, &best_z)?,
-                choose(&better, &sample, &best_sample)?,
+            Some((kept_z, kept_sample)) => (
+                choose(&taken, &z, &kept_z)?,
+                choose(&taken, &sample, &kept_sample)?,
             ),
         });
         Ok(())
@@ -337,26 +360,24 @@ impl RenoRun<'_, '_> {
         let rate = config.rate(per_row(&self.z));
         let next = match config.optimizer {
             NoiseOptimizer::Lbfgs { max_iter, history } => {
-                let objective = numbers(&found.objective)?;
-                let limits = (max_iter, history, rate);
-                self.lbfgs(limits, objective, g)?
+                let objective = self.reno.objective(found, per_row(&self.z));
+                let g = self.reno.total_gradient(found, &self.z, &g)?;
+                let next = self.lbfgs((max_iter, history, rate), objective, g)?;
+                choose(&self.done, &self.z, &next)?
             }
             simple => {
-                let squares = row_dots(&g, &g)?;
-                // A row without a finite gradient stays where it is, and its moments with it.
-                let held: Vec<bool> = squares.iter().map(|s| !s.is_finite()).collect();
-                let clip = |square: &f64| match square.is_finite() {
-                    true => (config.grad_clip / (square.sqrt() + 1e-6)).min(1.0),
-                    false => 0.0,
+                let pull = Pull {
+                    z: &self.z,
+                    g: &g,
+                    along: &self.reno.along(&found.norms, per_row(&self.z)),
+                    clip: config.grad_clip,
+                    rate,
+                    done: &self.done,
                 };
-                let factor = column(squares.iter().map(clip).collect(), &g)?;
-                let clean = choose(&held, &g.zeros_like()?, &g)?;
-                let clipped = clean.broadcast_mul(&factor)?;
-                let change = self.update.change(simple, &clipped, rate, &held)?;
-                (&self.z - choose(&held, &g.zeros_like()?, &change)?)?
+                self.update.advance(simple, &pull)?
             }
         };
-        self.z = choose(&self.done, &self.z, &next)?.detach();
+        self.z = next.detach();
         Ok(())
     }
 
@@ -369,19 +390,21 @@ impl RenoRun<'_, '_> {
     ) -> Result<Tensor> {
         const HALVINGS: usize = 8;
         let mut z = self.z.clone();
+        // A row that found no step has none in this iteration any more, whatever the others do.
+        let mut stopped = vec![false; value.len()];
         for _ in 0..max_iter {
             let direction = self.update.two_loop(&g)?;
             let slope = row_dots(&g, &direction)?;
-            let mut length: Vec<f64> = match self.update.pairs.is_empty() {
-                true => row_dots(&g, &g)?
-                    .iter()
-                    .map(|s| rate / s.sqrt().max(1e-12))
-                    .collect(),
-                false => vec![1.0; slope.len()],
+            let squares = row_dots(&g, &g)?;
+            let curved = self.update.curved(value.len());
+            let first = |i: usize| match curved[i] {
+                true => 1.0,
+                false => rate / squares[i].sqrt().max(1e-12),
             };
-            for (t, s) in length.iter_mut().zip(&slope) {
+            let mut length: Vec<f64> = (0..value.len()).map(first).collect();
+            for (i, t) in length.iter_mut().enumerate() {
                 // Uphill, or no number at all: this row stays.
-                if !(s.is_finite() && *s < 0.0) {
+                if stopped[i] || !(slope[i].is_finite() && slope[i] < 0.0) {
                     *t = 0.0;
                 }
             }
@@ -390,7 +413,7 @@ impl RenoRun<'_, '_> {
                 let trial = (&z + direction.broadcast_mul(&column(length.clone(), &z)?)?)?;
                 let found = self.reno.evaluate(&trial, &self.condition)?;
                 self.evaluations += value.len();
-                let new = numbers(&found.objective)?;
+                let new = self.reno.objective(&found, per_row(&trial));
                 let falls = |i: usize| new[i] <= value[i] + 1e-4 * length[i] * slope[i];
                 let short: Vec<usize> = (0..value.len())
                     .filter(|i| length[*i] > 0.0 && !falls(*i))
@@ -404,7 +427,8 @@ impl RenoRun<'_, '_> {
             if !accepted {
                 // What does not fall after that many halvings does not move.
                 let trial = (&z + direction.broadcast_mul(&column(length.clone(), &z)?)?)?;
-                let new = numbers(&self.reno.evaluate(&trial, &self.condition)?.objective)?;
+                let found = self.reno.evaluate(&trial, &self.condition)?;
+                let new = self.reno.objective(&found, per_row(&trial));
                 self.evaluations += value.len();
                 for (i, t) in length.iter_mut().enumerate() {
                     if new[i].is_nan() || new[i] > value[i] + 1e-4 * *t * slope[i] {
@@ -412,14 +436,20 @@ impl RenoRun<'_, '_> {
                     }
                 }
             }
-            if length.iter().all(|t| *t == 0.0) {
+            for (stopped, t) in stopped.iter_mut().zip(&length) {
+                *stopped |= *t == 0.0;
+            }
+            if stopped.iter().all(|s| *s) {
                 break;
             }
             let next = (&z + direction.broadcast_mul(&column(length, &z)?)?)?.detach();
-            let (found, next_g) = self.reno.differentiate(&next, &self.condition)?;
-            self.evaluations += value.len();
+            let (found, next_g, checks) =
+                self.reno
+                    .differentiate(&next, &self.condition, &self.check)?;
+            self.evaluations += (1 + checks) * value.len();
+            let next_g = self.reno.total_gradient(&found, &next, &next_g)?;
             self.update.remember(&next, &z, &next_g, &g, history)?;
-            value = numbers(&found.objective)?;
+            value = self.reno.objective(&found, per_row(&next));
             (z, g) = (next, next_g);
         }
         Ok(z)
@@ -448,210 +478,132 @@ impl RenoRun<'_, '_> {
             losses: self.losses,
             per_reward: self.per_reward,
             norms: self.norms,
-            best_index: self.best_index,
+            best_index: self.kept_index,
             evaluations: self.evaluations,
         })
     }
-}
 
-/// The rows of `yes` where the flag is set, those of `no` elsewhere.
-fn choose(flags: &[bool], yes: &Tensor, no: &Tensor) -> Result<Tensor> {
-    if flags.iter().all(|f| !*f) {
-        return Ok(no.clone());
-    }
-    if flags.iter().all(|f| *f) {
-        return Ok(yes.clone());
-    }
-    let mut shape = vec![1; no.rank()];
-    shape[0] = flags.len();
-    let flags: Vec<u8> = flags.iter().map(|f| u8::from(*f)).collect();
-    let flags = Tensor::from_vec(flags, shape, no.device())?;
-    Ok(flags.broadcast_as(no.shape())?.where_cond(yes, no)?)
-}
-
-/// What optimizers remember.
-#[derive(Default)]
-struct Update {
-    first: Option<Tensor>,
-    second: Option<Tensor>,
-    steps: i32,
-    /// Steps and changes of the gradient, newest last, with `1 / <s, y>` of the rows.
-    pairs: Vec<(Tensor, Tensor, Vec<f64>)>,
-}
-
-impl Update {
-    /// The step along a clipped gradient.
-    fn change(
-        &mut self,
-        rule: NoiseOptimizer,
-        g: &Tensor,
-        rate: f64,
-        held: &[bool],
-    ) -> Result<Tensor> {
-        const BETA1: f64 = 0.9;
-        const BETA2: f64 = 0.999;
-        let mix = |old: &Option<Tensor>, new: &Tensor, keep: f64, add: f64| -> Result<Tensor> {
-            let fresh = new.affine(add, 0.0)?;
-            match old {
-                Some(old) => choose(held, old, &(old.affine(keep, 0.0)? + fresh)?),
-                None => Ok(fresh),
-            }
-        };
-        self.steps += 1;
-        match rule {
-            NoiseOptimizer::Adam { eps } => {
-                let m = mix(&self.first, g, BETA1, 1.0 - BETA1)?;
-                let v = mix(&self.second, &g.sqr()?, BETA2, 1.0 - BETA2)?;
-                let grown = |beta: f64| 1.0 - beta.powi(self.steps);
-                let root = v
-                    .affine(1.0 / grown(BETA2), 0.0)?
-                    .sqrt()?
-                    .affine(1.0, eps)?;
-                let change = (m.affine(rate / grown(BETA1), 0.0)? / root)?;
-                (self.first, self.second) = (Some(m.detach()), Some(v.detach()));
-                Ok(change)
-            }
-            NoiseOptimizer::Sgd { momentum, nesterov } => {
-                let b = mix(&self.first, g, momentum, 1.0)?;
-                let step = match nesterov {
-                    true => (g + b.affine(momentum, 0.0)?)?,
-                    false => b.clone(),
-                };
-                self.first = Some(b.detach());
-                Ok(step.affine(rate, 0.0)?)
-            }
-            NoiseOptimizer::Lbfgs { .. } => Err(Error::unsupported(
-                "a single clipped step of L-BFGS",
-                "it makes its own steps",
-            )),
+    /// Everything that the run needs to go on, as tensors: noise, moments, what was found so far. For
+    /// [`Reno::resume`].
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn state(&self) -> Result<State> {
+        let cpu = &Device::Cpu;
+        let (rows, k) = (self.best.len(), self.losses.len());
+        let count = |values: &[usize]| -> Vec<f64> { values.iter().map(|v| *v as f64).collect() };
+        let flags: Vec<f64> = self.done.iter().map(|d| f64::from(u8::from(*d))).collect();
+        let mut state = State::from([("z".to_string(), self.z.clone())]);
+        let lists = [
+            ("lost", count(&self.lost)),
+            ("done", flags),
+            ("best", self.best.clone()),
+            ("best_index", count(&self.best_index)),
+            ("kept_index", count(&self.kept_index)),
+            ("evaluations", vec![self.evaluations as f64]),
+        ];
+        for (name, values) in lists {
+            state.insert(name.into(), Tensor::new(values, cpu)?);
         }
-    }
-
-    /// `-H g` by the two loops over the remembered pairs.
-    fn two_loop(&self, g: &Tensor) -> Result<Tensor> {
-        let mut q = g.clone();
-        let mut factors = Vec::new();
-        for (s, y, inverse) in self.pairs.iter().rev() {
-            let a: Vec<f64> = row_dots(s, &q)?
+        if k > 0 {
+            let rewards = self.per_reward[0].len();
+            let rewarded = self
+                .per_reward
                 .iter()
-                .zip(inverse)
-                .map(|(d, r)| d * r)
+                .flatten()
+                .flatten()
+                .copied()
                 .collect();
-            q = (&q - y.broadcast_mul(&column(a.clone(), &q)?)?)?;
-            factors.push(a);
+            let tables = [
+                ("losses", vec![k, rows], self.losses.concat()),
+                ("norms", vec![k, rows], self.norms.concat()),
+                ("per_reward", vec![k, rewards, rows], rewarded),
+            ];
+            for (name, shape, values) in tables {
+                state.insert(name.into(), Tensor::from_vec(values, shape, cpu)?);
+            }
         }
-        if let Some((_, y, inverse)) = self.pairs.last() {
-            let squares = row_dots(y, y)?;
-            // Rows without curvature keep the plain gradient.
-            let scale = |(r, yy): (&f64, &f64)| if *r > 0.0 { 1.0 / (r * yy) } else { 1.0 };
-            q = q.broadcast_mul(&column(
-                inverse.iter().zip(&squares).map(scale).collect(),
-                &q,
-            )?)?;
+        if let (Some((z, sample)), Some(initial)) = (&self.kept, &self.initial) {
+            let kept = [("best_z", z), ("best_sample", sample), ("initial", initial)];
+            state.extend(kept.map(|(name, tensor)| (name.to_string(), tensor.clone())));
         }
-        for ((s, y, inverse), a) in self.pairs.iter().zip(factors.iter().rev()) {
-            let b = row_dots(y, &q)?;
-            let c: Vec<f64> = (0..a.len()).map(|i| a[i] - b[i] * inverse[i]).collect();
-            q = (&q + s.broadcast_mul(&column(c, &q)?)?)?;
-        }
-        Ok(q.neg()?)
+        self.update.store(&mut state)?;
+        Ok(state)
     }
+}
 
-    fn remember(
-        &mut self,
-        next: &Tensor,
-        z: &Tensor,
-        next_g: &Tensor,
-        g: &Tensor,
-        history: usize,
-    ) -> Result<()> {
-        let (s, y) = ((next - z)?, (next_g - g)?);
-        // A pair without positive curvature (or of a row that stayed) is left out for its row.
-        let inverse = |d: &f64| {
-            if d.is_finite() && *d > 1e-10 {
-                1.0 / d
-            } else {
-                0.0
+impl<'r, 'a> RenoRun<'r, 'a> {
+    /// A run from its [`state`](Self::state).
+    fn read(reno: &'r Reno<'a>, state: &State, condition: &Condition) -> Result<Self> {
+        let bad = |reason: String| Error::Mismatch {
+            what: "the state of a run of ReNO",
+            reason,
+        };
+        let z = state.get("z").ok_or_else(|| bad("no `z`".into()))?;
+        let mut run = reno.start(z, condition)?;
+        let rows = run.best.len();
+        let values = |name: &str| -> Result<Vec<f64>> {
+            match state.get(name) {
+                Some(t) => Ok(t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?),
+                None => Ok(Vec::new()),
             }
         };
-        let inverse = row_dots(&s, &y)?.iter().map(inverse).collect();
-        self.pairs.push((s, y, inverse));
-        if self.pairs.len() > history {
-            self.pairs.remove(0);
-        }
-        Ok(())
-    }
-}
-
-/// The best of several draws.
-#[derive(Debug, Clone)]
-pub struct BestOf {
-    /// The noise of the best samples.
-    pub z: Tensor,
-    /// The best samples.
-    pub sample: Tensor,
-    /// Their weighted losses.
-    pub loss: Vec<f64>,
-}
-
-/// What one would do without gradients: for each row, the best of `n` independent draws.
-///
-/// # Errors
-/// [`Error::InvalidConfig`] for `n = 0`; those of generator and rewards; [`Error::NonFinite`] for a
-/// row none of whose draws has a loss.
-pub fn best_of_n(
-    generator: &dyn Generator,
-    rewards: &[(f64, &dyn RewardLoss)],
-    like: &Tensor,
-    condition: &Condition,
-    n: usize,
-    rng: &mut RandomStream,
-) -> Result<BestOf> {
-    check::require(n > 0, "best_of_n::n", n, "at least 1")?;
-    let config = RenoConfig {
-        iters: 1,
-        reg_weight: 0.0,
-        ..RenoConfig::default()
-    };
-    let reno = Reno::new(generator, rewards.to_vec(), config)?;
-    let mut best: Option<BestOf> = None;
-    for _ in 0..n {
-        let z = rng.normal(0.0, 1.0, like.shape(), like.dtype(), like.device())?;
-        let condition = condition.for_rows(like.dims().first().copied().unwrap_or(0))?;
-        let found = reno.evaluate(&z, &condition)?;
-        best = Some(match best {
-            None => BestOf {
-                z,
-                sample: found.sample,
-                loss: found.loss,
-            },
-            Some(old) => {
-                let pairs = found.loss.iter().zip(&old.loss);
-                let better: Vec<bool> = pairs.map(|(a, b)| a < b || b.is_nan()).collect();
-                let loss = (0..better.len())
-                    .map(|i| {
-                        if better[i] {
-                            found.loss[i]
-                        } else {
-                            old.loss[i]
-                        }
-                    })
-                    .collect();
-                BestOf {
-                    z: choose(&better, &z, &old.z)?,
-                    sample: choose(&better, &found.sample, &old.sample)?,
-                    loss,
-                }
+        let of_rows = |name: &str| -> Result<Vec<f64>> {
+            let found = values(name)?;
+            match found.len() == rows {
+                true => Ok(found),
+                false => Err(bad(format!(
+                    "`{name}` has {} numbers for {rows} rows",
+                    found.len()
+                ))),
             }
-        });
-    }
-    let best = best.ok_or_else(|| Error::argument("n", n, "at least 1"))?;
-    match best.loss.iter().position(|l| !l.is_finite()) {
-        None => Ok(best),
-        Some(row) => Err(Error::NonFinite {
-            rule: "best of n",
-            what: format!("every loss of row {row}"),
-            step: n,
-        }),
+        };
+        let like_z = |name: &str| -> Result<Option<Tensor>> {
+            match state.get(name) {
+                Some(t) if t.dims() != z.dims() => Err(bad(format!("`{name}` is not like `z`"))),
+                other => Ok(other.map(|t| t.to_device(z.device())).transpose()?),
+            }
+        };
+        let count =
+            |values: Vec<f64>| -> Vec<usize> { values.iter().map(|v| *v as usize).collect() };
+        run.lost = count(of_rows("lost")?);
+        run.done = of_rows("done")?.iter().map(|d| *d != 0.0).collect();
+        run.best = of_rows("best")?;
+        run.best_index = count(of_rows("best_index")?);
+        run.kept_index = count(of_rows("kept_index")?);
+        run.evaluations = values("evaluations")?.first().map_or(0, |n| *n as usize);
+        let table = |name: &str| -> Result<Vec<Vec<f64>>> {
+            Ok(values(name)?.chunks(rows).map(<[f64]>::to_vec).collect())
+        };
+        run.losses = table("losses")?;
+        run.norms = table("norms")?;
+        let (k, rewards) = (run.losses.len(), reno.rewards.len());
+        let rewarded = table("per_reward")?;
+        if run.norms.len() != k || rewarded.len() != k * rewards || k > reno.config.iters {
+            return Err(bad(format!(
+                "{k} iterations of other rewards, or more than there are to be"
+            )));
+        }
+        run.per_reward = rewarded.chunks(rewards).map(<[Vec<f64>]>::to_vec).collect();
+        let kept = (
+            like_z("best_z")?,
+            state.get("best_sample"),
+            state.get("initial"),
+        );
+        match kept {
+            (Some(best_z), Some(sample), Some(initial)) if k > 0 => {
+                run.kept = Some((best_z, sample.clone()));
+                run.initial = Some(initial.clone());
+                run.check = GradientCheck::off();
+            }
+            (None, None, None) if k == 0 => {}
+            _ => {
+                return Err(bad(
+                    "samples without iterations, or iterations without samples".into(),
+                ))
+            }
+        }
+        run.update = Update::read(&like_z, &values)?;
+        Ok(run)
     }
 }

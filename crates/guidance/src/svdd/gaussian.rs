@@ -7,7 +7,9 @@ use crate::Result;
 use candle_core::{DType, Device, Tensor, Var};
 use flows::guidance::{Query, Role, RunInfo};
 use flows::prediction::select_rows;
-use flows::{Condition, Ddim, Denoised, Denoiser, Evaluator, Grid, Guidance, Levels, StepCx};
+use flows::{
+    Condition, Ddim, Denoised, Denoiser, Evaluator, GradientCheck, Grid, Guidance, Levels, StepCx,
+};
 use std::sync::OnceLock;
 use tensor_core::random::RandomStream;
 
@@ -265,6 +267,19 @@ pub struct DpsGuidance<F> {
     pub reward: F,
     /// The scale; 0 is no guidance.
     pub w: f64,
+    /// The comparison of the first gradient with differences: two more evaluations, which are counted.
+    pub gradient_check: GradientCheck,
+}
+
+impl<F: Fn(&Tensor) -> Result<Tensor>> DpsGuidance<F> {
+    /// Guidance by a reward, with a scale.
+    pub fn new(reward: F, w: f64) -> Self {
+        Self {
+            reward,
+            w,
+            gradient_check: GradientCheck::default(),
+        }
+    }
 }
 
 impl<F: Fn(&Tensor) -> Result<Tensor>> Guidance for DpsGuidance<F> {
@@ -281,11 +296,6 @@ impl<F: Fn(&Tensor) -> Result<Tensor>> Guidance for DpsGuidance<F> {
         let model = net.model(Role::Main)?;
         let d = model.denoise(at.as_tensor(), &levels, net.positive())?;
         let rows = net.rows();
-        let nfe = net.nfe();
-        nfe.main += rows;
-        nfe.denoiser_backward += rows;
-        nfe.reward_calls += rows;
-        nfe.sequential_calls += 1;
         let reward = (self.reward)(&d.x0)?;
         if reward.dims() != [rows] {
             return Err(Error::shape("the rewards", reward.dims(), format!("[{rows}]")).into());
@@ -294,6 +304,18 @@ impl<F: Fn(&Tensor) -> Result<Tensor>> Guidance for DpsGuidance<F> {
         let g = grads.get(&at).ok_or_else(|| {
             tensor_core::Error::LostGradient(vec!["the sample, through denoiser and reward".into()])
         })?;
+        let rewarded = |x: &Tensor| {
+            let d = model.denoise(x, &levels, net.positive())?;
+            Ok((self.reward)(&d.x0)?)
+        };
+        let checks = self
+            .gradient_check
+            .run("denoiser and reward", rewarded, net.x(), g)?;
+        let nfe = net.nfe();
+        nfe.main += (1 + checks) * rows;
+        nfe.denoiser_backward += rows;
+        nfe.reward_calls += (1 + checks) * rows;
+        nfe.sequential_calls += 1 + checks;
         let factor = score_factor(self.w, &cx.level)?;
         let x0 = (d.x0.detach() + g.detach().affine(factor, 0.0)?)?;
         Ok(Denoised {

@@ -7,7 +7,7 @@ use flows::verify::{bad, classes, grid, input, mixture};
 use flows::{Guidance, Noise, Sampler};
 use tensor_core::verify::{Reference, Tolerance};
 
-const TOLERANCE: Tolerance = Tolerance::Absolute(1e-9);
+const TOLERANCE: Tolerance = Tolerance::Mixed(1e-9);
 
 /// Checks the guided predictions of every step, the samples, references and weights.
 ///

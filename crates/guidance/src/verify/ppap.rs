@@ -15,7 +15,7 @@ use nn::softmax::log_softmax;
 use tensor_core::random::RandomStream;
 use tensor_core::verify::{Reference, Tolerance};
 
-const TOLERANCE: Tolerance = Tolerance::Absolute(1e-10);
+const TOLERANCE: Tolerance = Tolerance::Mixed(1e-10);
 
 /// Checks all parts of the file.
 ///

@@ -70,8 +70,8 @@ fn one(
 ) -> Result<()> {
     // The file's norm went through single precision.
     let tolerance = match config.reg_weight == 0.0 {
-        true => Tolerance::Absolute(1e-10),
-        false => Tolerance::Absolute(2e-6),
+        true => Tolerance::Mixed(1e-10),
+        false => Tolerance::Mixed(2e-6),
     };
     let name = |part: &str| format!("{case}_{part}");
     let mut run = reno.start(start, &Condition::Null)?;

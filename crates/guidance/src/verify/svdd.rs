@@ -98,7 +98,7 @@ fn case(reference: &mut Reference, prefix: &str) -> Result<()> {
         .record(true)
         .sample(start.rows()?, &RandomStream::new(0))?;
 
-    let near = Tolerance::Absolute(1e-9);
+    let near = Tolerance::Mixed(1e-9);
     let history = out.history.unwrap_or_default();
     let states: Vec<Tensor> = history.iter().map(|s| s.x().clone()).collect();
     reference.compare_tensor(&name("cont_states"), &Tensor::stack(&states, 0)?, near)?;

@@ -3,7 +3,9 @@
 use crate::support::*;
 use candle_core::{DType, Device, Tensor};
 use flows::schedule::VpSde;
-use flows::{Closure, Condition, Grid, Heun, Level, Prediction, RandomStream, Sampled, Sampler};
+use flows::{
+    Closure, Condition, Ddim, Grid, Heun, Level, Prediction, RandomStream, Sampled, Sampler,
+};
 use guidance::adaptive::policy::{options, Policy, PolicySearch, SoftPolicy};
 use guidance::adaptive::*;
 use guidance::{Cfg, LinearAg, LinearAgFitter, Space};
@@ -180,6 +182,26 @@ fn what_is_a_combination_is_found_and_can_be_kept() {
     let other = Grid::uniform_time(&VpSde::default(), 8).unwrap();
     let refused = sample(&mut loaded, other).unwrap_err().to_string();
     assert!(refused.contains("another grid"), "{refused}");
+    let mut stochastic = Sampler::new(&model, grid(8))
+        .guidance(&mut loaded)
+        .stepper(Ddim { eta: 0.5 });
+    let refused = stochastic.sample(&fresh, &class, None, &rng).unwrap_err();
+    assert!(
+        refused.to_string().contains("Ddim { eta: 0.0 }"),
+        "{refused}"
+    );
+    drop(stochastic);
+    // Without its first steps, and in a part of a run, there is nothing to combine.
+    let late = guidance::Interval {
+        inner: &mut loaded,
+        lo: 0.3,
+        hi: 2.0,
+        unit: guidance::basic::Unit::Progress,
+    };
+    let mut sampler = Sampler::new(&model, grid(8)).guidance(late);
+    let refused = sampler.sample(&fresh, &class, None, &rng).unwrap_err();
+    assert!(refused.to_string().contains("a part of a run"), "{refused}");
+    drop(sampler);
     let mut heun = Sampler::new(&model, grid(8))
         .guidance(&mut loaded)
         .stepper(Heun);
@@ -227,6 +249,17 @@ fn fits_refuse_what_cannot_be_fitted() {
         ..LinearAgFitter::new(3.0, StepKind::alternating(3, 2))
     };
     fails(ridge, "ridge");
+    let levels = grid(2).levels().to_vec();
+    let cfg = vec![StepKind::Cfg; 2];
+    assert!(LinearAg::new(3.0, cfg.clone(), vec![None; 2], levels.clone()).is_ok());
+    assert!(LinearAg::new(3.0, cfg, vec![None], levels.clone()).is_err());
+    let beyond = LinCoef {
+        first: 2,
+        weights: vec![1.0],
+        intercept: None,
+    };
+    let kinds = vec![StepKind::Cfg, StepKind::Linear];
+    assert!(LinearAg::new(3.0, kinds, vec![None, Some(beyond)], levels).is_err());
     let bad = LinearAg::new(
         3.0,
         vec![StepKind::Linear],

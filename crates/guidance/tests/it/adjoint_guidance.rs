@@ -121,6 +121,20 @@ fn a_condition_is_found_from_a_sample() {
         losses[59]
     );
     assert!(distance(&e, &truth) < 0.2);
+    // The noise itself is found in the same way.
+    let wanted = Condition::Embedding(truth.clone());
+    let ode_there = RhoOde::new(&model, &schedule, &wanted);
+    let start = Var::from_tensor(&normal(9, &[4, 3], DType::F64)).unwrap();
+    let params = ParamsAdamW {
+        lr: 0.1,
+        ..ParamsAdamW::default()
+    };
+    let mut over_noise = AdamW::new(vec![start.clone()], params).unwrap();
+    let found = tuner
+        .tune_noise(&ode_there, &start, &mut over_noise, loss)
+        .unwrap();
+    assert!(found[59] < 0.05 * found[0], "{} {}", found[0], found[59]);
+    assert!(distance(&start, &normal(9, &[4, 3], DType::F64)) > 0.1);
     assert!(tuner.tune(&ode, &noise, &[], &mut optimizer, loss).is_err());
     let nan = |x: &Tensor| Ok((x.sum(1)? * f64::NAN)?);
     let error = tuner
@@ -135,28 +149,118 @@ fn a_prediction_of_several_steps_guides() {
     let grid = Grid::uniform_lambda_between(&schedule, 1.0, 0.02, 15).unwrap();
     let noise = normal(4, &[6, 3], DType::F64);
     let end = schedule.level(0.02).unwrap();
-    let run = |scale: f64, steps: usize| {
-        let mut hook =
-            SymplecticGuidance::new(&model, &schedule, Condition::Null, end, |x: &Tensor| {
-                Ok((x - 0.4)?)
-            });
-        hook.scale = scale;
-        hook.inner_steps = steps;
+    let class = Condition::classes(&[1], &Device::Cpu).unwrap();
+    let guided = || StepLength::Guidance {
+        against: Condition::Null,
+        w: 2.0,
+    };
+    let residual = |x: &Tensor| Ok((x - 0.4)?);
+    let start = |length: StepLength| {
+        SymplecticGuidance::new(&model, &schedule, (class.clone(), length), end, residual)
+    };
+    let run = |length: StepLength, scale: f64, inner_steps: usize, repeat: usize| {
+        let mut hook = start(length);
+        (hook.scale, hook.inner_steps, hook.repeat) = (scale, inner_steps, repeat);
         let mut sampler = Sampler::new(&model, grid.clone()).hook(hook);
-        sampler.sample(&noise, &Condition::Null, None, &RandomStream::new(0))
+        sampler.sample(&noise, &class, None, &RandomStream::new(0))
     };
     let off = |x: &Tensor| total(&values(&goal(x).unwrap()));
-    let free = run(0.0, 4).unwrap().x;
+    let free = run(guided(), 0.0, 4, 1).unwrap().x;
     let plain = Sampler::new(&model, grid.clone())
-        .sample(&noise, &Condition::Null, None, &RandomStream::new(0))
+        .sample(&noise, &class, None, &RandomStream::new(0))
         .unwrap()
         .x;
     assert_eq!(bits(&free), bits(&plain));
-    for steps in [1, 4] {
-        assert!(off(&run(0.1, steps).unwrap().x) < off(&free), "{steps}");
+    for length in [guided(), StepLength::Noise] {
+        for (steps, repeat) in [(1, 1), (4, 1), (4, 3)] {
+            let led = run(length.clone(), 0.1, steps, repeat).unwrap().x;
+            assert!(off(&led) < off(&free), "{length:?} {steps} {repeat}");
+            let again = run(length.clone(), 0.1, steps, repeat).unwrap().x;
+            assert_eq!(bits(&led), bits(&again));
+        }
     }
-    assert!(run(0.1, 0).is_err());
-    assert!(run(f64::NAN, 4).is_err());
+    // Nothing is led away from where the two conditions are one.
+    let same = StepLength::Guidance {
+        against: class.clone(),
+        w: 2.0,
+    };
+    assert_eq!(bits(&run(same, 0.1, 4, 1).unwrap().x), bits(&plain));
+    for bad in [
+        run(guided(), 0.1, 0, 1),
+        run(guided(), 0.1, 4, 0),
+        run(guided(), f64::NAN, 4, 1),
+    ] {
+        assert!(bad.unwrap_err().to_string().contains("SymplecticGuidance"));
+    }
+}
+
+/// The correction of one step: `scale w |eps_c - eps_u|` long, along the gradient of the finished sample
+/// of the data form's Euler steps.
+#[test]
+fn a_correction_has_the_length_of_guidance() {
+    let (model, schedule) = (mixture(DType::F64), VpSde::default());
+    let levels = [0.6, 0.5].map(|t| schedule.level(t).unwrap());
+    let grid = Grid::custom(levels.to_vec()).unwrap();
+    let (x, end) = (
+        normal(4, &[5, 3], DType::F64),
+        schedule.level(0.02).unwrap(),
+    );
+    let class = Condition::classes(&[2], &Device::Cpu).unwrap();
+    let length = StepLength::Guidance {
+        against: Condition::Null,
+        w: 3.0,
+    };
+    let residual = |x: &Tensor| Ok((x - 0.4)?);
+    let run = |hooked: bool| {
+        let mut sampler = Sampler::new(&model, grid.clone());
+        if hooked {
+            let asked = (class.clone(), length.clone());
+            sampler = sampler.hook(SymplecticGuidance::new(
+                &model, &schedule, asked, end, residual,
+            ));
+        }
+        let noise = flows::Noise::given(vec![]);
+        sampler.sample_from(&x, &class, None, noise).unwrap().x
+    };
+    let moved = (run(false) - run(true)).unwrap();
+    let eps = |c: &Condition| {
+        let d = model.denoise(&x, &levels[0].into(), &c.for_rows(5).unwrap());
+        d.unwrap().eps().unwrap()
+    };
+    let difference = (eps(&class) - eps(&Condition::Null)).unwrap();
+    let squares = |x: &Tensor| values(&x.sqr().unwrap().sum(1).unwrap());
+    for (moved, wanted) in squares(&moved).iter().zip(squares(&difference)) {
+        assert!((moved.sqrt() - 0.6 * wanted.sqrt()).abs() < 1e-12);
+    }
+    // Four Euler steps of x / sigma over alpha / sigma by hand.
+    let at = Var::from_tensor(&x).unwrap();
+    let (from, to) = (levels[0].lambda(), end.lambda());
+    let mut y = (at.as_tensor() / levels[0].sigma).unwrap();
+    for i in 0..4 {
+        let level = |i: usize| match i {
+            0 => levels[0],
+            4 => end,
+            _ => schedule
+                .at_lambda(from + (to - from) * i as f64 / 4.0)
+                .unwrap(),
+        };
+        let (now, next) = (level(i), level(i + 1));
+        let x = (&y * now.sigma).unwrap();
+        let d = model.denoise(&x, &now.into(), &class.for_rows(5).unwrap());
+        let h = next.alpha / next.sigma - now.alpha / now.sigma;
+        y = (y + (d.unwrap().x0 * h).unwrap()).unwrap();
+    }
+    let last = ((y * end.sigma).unwrap() - 0.4).unwrap();
+    let norms = last.sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
+    let grads = norms.sum_all().unwrap().backward().unwrap();
+    let g = grads.get(&at).unwrap();
+    let inner = values(&(&moved * g).unwrap().sum(1).unwrap());
+    for ((inner, a), b) in inner.iter().zip(squares(&moved)).zip(squares(g)) {
+        assert!(
+            (inner / (a * b).sqrt() - 1.0).abs() < 1e-9,
+            "{inner} {a} {b}"
+        );
+    }
 }
 
 #[test]

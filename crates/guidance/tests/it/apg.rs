@@ -129,6 +129,18 @@ fn momentum_is_cleared_and_moves_once_a_step() {
         bits(rule.running().unwrap())
     };
     assert_eq!(sum_after(true), sum_after(false));
+    // No evaluation of the first step has an earlier sum to add, the second one neither.
+    let heun = |rule: Apg, steps: usize| {
+        let grid = flows::Grid::uniform_lambda_between(&schedule, 0.9, 0.5, steps).unwrap();
+        let mut sampler = flows::Sampler::new(&mixture, grid)
+            .guidance(rule)
+            .stepper(Heun);
+        let out = sampler.sample(&noise, &class, None, &RandomStream::new(0));
+        bits(&out.unwrap().x)
+    };
+    let (with, without) = (Apg::new(6.0).momentum(-0.5), Apg::new(6.0));
+    assert_eq!(heun(with.clone(), 1), heun(without.clone(), 1));
+    assert_ne!(heun(with, 2), heun(without, 2));
 }
 
 #[test]
@@ -145,6 +157,25 @@ fn settings_of_elsewhere_are_read() {
         (defaults.w, defaults.eta, defaults.momentum),
         (7.5, 1.0, None)
     );
+    for (json, axes) in [("[1, 2]", vec![1, 2]), ("3", vec![3])] {
+        let json = format!(r#"{{"adaptive_projected_guidance_norm_dim": {json}}}"#);
+        let rule = Apg::from_diffusers_config(&json).unwrap();
+        assert_eq!(rule.dims, ReduceDims::Axes(axes));
+    }
+    let plain = r#"{"guidance_rescale": 0.0, "start": 0.0, "stop": 1.0, "enabled": true, "norm_dim": null}"#;
+    assert!(Apg::from_diffusers_config(plain).is_ok());
+    // What this rule does not do is said, not ignored.
+    let refused = [
+        r#"{"guidance_rescale": 0.7}"#,
+        r#"{"start": 0.1}"#,
+        r#"{"stop": 0.8}"#,
+        r#"{"enabled": false}"#,
+        r#"{"norm_dim": [-1]}"#,
+    ];
+    for json in refused {
+        let error = Apg::from_diffusers_config(json).unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    }
     for bad in ["", "[1]", r#"{"eta": "a"}"#, r#"{"eta": 2}"#] {
         assert!(Apg::from_diffusers_config(bad).is_err(), "{bad}");
     }

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use flows::guidance::{CondRole, Unguided};
 use flows::*;
 use proptest::prelude::*;
-use thalweg_guidance::basic::{GradNorm, Unit};
+use thalweg_guidance::basic::{ClassifierForm, GradNorm, Unit};
 use thalweg_guidance::{
     Autoguidance, Cfg, ClassifierGuidance, Interval, Rescaled, Scheduled, Space, Sum, Then,
 };
@@ -24,7 +24,7 @@ proptest! {
         let free = run(Cfg::new(w), 4);
         let by_classifier = run(ClassifierGuidance::new(posterior, w), 4);
         prop_assert!(distance(&free.x, &by_classifier.x) < 1e-8);
-        prop_assert_eq!((by_classifier.nfe.classifier_forward, by_classifier.nfe.classifier_backward), if w == 0.0 { (0, 0) } else { (48, 48) });
+        prop_assert_eq!((by_classifier.nfe.classifier_forward, by_classifier.nfe.classifier_backward), if w == 0.0 { (0, 0) } else { (48 + 8, 48) });
     }
 
     /// A scheduled scale, a weighted sum and the scale itself are the same for a linear rule.
@@ -114,11 +114,66 @@ fn rescaling_gives_back_the_spread() {
     };
     assert!(distance(&run(off, 3).x, &run(Cfg::new(6.0), 3).x) < 1e-12);
     assert!(distance(&run(full, 3).x, &run(Cfg::new(6.0), 3).x) > 1e-3);
+}
+
+/// One ancestral step: the classifier moves its mean by `w s^2 g`, or by a multiple of its norm.
+#[test]
+fn a_classifier_can_move_the_mean() {
+    let model = mixture(DType::F64);
+    let schedule = schedule::VpSde::default();
+    let levels = [0.6, 0.4].map(|t| Schedule::level(&schedule, t).unwrap());
+    let grid = Grid::custom(levels.to_vec()).unwrap();
+    let (x, z) = (
+        normal(1, &[4, 3], DType::F64),
+        normal(2, &[4, 3], DType::F64),
+    );
+    let class = Condition::classes(&[1], &Device::Cpu).unwrap();
+    let step = |w: f64, grad_norm| {
+        let rule = ClassifierGuidance {
+            form: ClassifierForm::Mean,
+            grad_norm,
+            ..ClassifierGuidance::new(posterior, w)
+        };
+        let mut sampler = Sampler::new(&model, grid.clone())
+            .guidance(rule)
+            .stepper(Ddim::ancestral());
+        let noise = Noise::given(vec![z.clone()]);
+        sampler.sample_from(&x, &class, None, noise).unwrap().x
+    };
+    let free = step(0.0, GradNorm::None);
+    let at = candle_core::Var::from_tensor(&x).unwrap();
+    let log_p = posterior(at.as_tensor(), &levels[0], &class.for_rows(4).unwrap()).unwrap();
+    let grads = log_p.sum_all().unwrap().backward().unwrap();
+    let g = grads.get(&at).unwrap();
+    let [on_x, on_clean, s] = Ddim::ancestral()
+        .coefficients(&levels[0], &levels[1])
+        .unwrap();
+    let moved = (step(1.5, GradNorm::None) - &free).unwrap();
+    assert!(distance(&moved, &(g * (1.5 * s * s)).unwrap()) < 1e-12);
+    let null = model
+        .denoise(&x, &levels[0].into(), &Condition::Null)
+        .unwrap();
+    let mean = ((&x * on_x).unwrap() + (null.x0 * on_clean).unwrap()).unwrap();
+    let norms = |x: &Tensor| x.sqr().unwrap().sum_keepdim(1).unwrap().sqrt().unwrap();
+    let along = g
+        .broadcast_mul(&(norms(&mean) / norms(g)).unwrap())
+        .unwrap();
+    let moved = (step(0.5, GradNorm::MeanMatched) - &free).unwrap();
+    assert!(distance(&moved, &(along * (0.5 * s * s)).unwrap()) < 1e-12);
+    // Elsewhere there is no such mean.
+    let mean = || ClassifierGuidance {
+        form: ClassifierForm::Mean,
+        ..ClassifierGuidance::new(posterior, 1.0)
+    };
     let matched = ClassifierGuidance {
         grad_norm: GradNorm::MeanMatched,
-        ..ClassifierGuidance::new(posterior, 0.01)
+        ..ClassifierGuidance::new(posterior, 1.0)
     };
-    assert!(values(&run(matched, 3).x).iter().all(|x| x.is_finite()));
+    for rule in [mean(), matched] {
+        let mut sampler = Sampler::new(&model, grid.clone()).guidance(rule);
+        let error = sampler.sample(&x, &class, None, &RandomStream::new(0));
+        assert!(error.unwrap_err().to_string().contains("Mean"));
+    }
 }
 
 #[test]

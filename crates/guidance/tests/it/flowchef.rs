@@ -3,7 +3,7 @@
 use crate::support::*;
 use candle_core::{DType, Device, Tensor, Var};
 use flows::ode::{FixedStep, OdeSolver};
-use flows::{AnalyticMixture, Condition, Velocity};
+use flows::{AnalyticMixture, Condition, GradientCheck, Velocity};
 use guidance::flowchef::*;
 use guidance::Result;
 use proptest::prelude::*;
@@ -91,14 +91,30 @@ fn the_network_is_never_differentiated() {
         .unwrap();
     assert_eq!(bits(&a.x), bits(&b.x));
     assert_eq!(a.nfe.denoiser_backward, 0);
-    let baseline = BackpropGuidance(chef());
+    let baseline = BackpropGuidance::new(chef());
     let out = baseline
         .sample(&field(DType::F64), &noise, &NONE, &cost, None)
         .unwrap();
     assert_eq!(out.nfe.denoiser_backward, 2 * 9);
-    let error = baseline.sample(&Opaque(field(DType::F64)), &noise, &NONE, &cost, None);
+    // The check of the first gradient is counted, and is made once.
+    assert_eq!(out.nfe.main, 2 * (10 + 2));
+    let again = baseline
+        .sample(&field(DType::F64), &noise, &NONE, &cost, None)
+        .unwrap();
+    assert_eq!((again.nfe.main, bits(&again.x)), (2 * 10, bits(&out.x)));
     // x itself is in x1, so a gradient arrives; it is the skipped one.
-    assert!(error.is_ok());
+    let opaque = Opaque(field(DType::F64));
+    let fresh = || BackpropGuidance::new(chef());
+    let error = fresh().sample(&opaque, &noise, &NONE, &cost, None);
+    assert!(error.unwrap_err().to_string().contains("the velocity"));
+    let trusting = BackpropGuidance::new(FlowChef {
+        gradient_check: GradientCheck::off(),
+        ..chef()
+    });
+    let out = trusting
+        .sample(&opaque, &noise, &NONE, &cost, None)
+        .unwrap();
+    assert!(distance(&out.x, &a.x) < 1e-12);
 }
 
 proptest! {
@@ -142,7 +158,8 @@ proptest! {
         }
         let keep = normal(seed + 2, &[4, 4], DType::F64).gt(0.0).unwrap().to_dtype(DType::F64).unwrap();
         let target = normal(seed + 3, &[1, 2, 4, 4], DType::F64);
-        let cost = MaskedTarget { target: target.clone(), keep, weight: 0.3 };
+        let reduction = [Reduction::MeanPerSample, Reduction::MeanAll][seed as usize % 2];
+        let cost = MaskedTarget { target: target.clone(), keep, weight: 0.3, reduction };
         prop_assert!(distance(&cost.grad(&x).unwrap(), &by_backpropagation(&cost, &x)) < 1e-12);
         let square = |x: &Tensor| Ok(x.sqr()?.broadcast_mul(&target)?);
         let latent = LatentCost { decoder: square, inner: &cost };
@@ -311,6 +328,19 @@ fn classifiers_and_features_are_costs() {
         weight: 2.0,
     };
     assert_eq!(features.grad(&x).unwrap().dims(), x.dims());
+    // An encoder with a layer that loses its gradient is found.
+    let blind = FeatureCost {
+        encoder: |x: &Tensor| Ok((x + candle_nn::ops::softmax_last_dim(&(x * 3.0)?)?)?),
+        target: x.clone(),
+        weight: 2.0,
+    };
+    let flow = AnalyticMixture::new(&normal(1, &[2, 8], DType::F64), &[0.1; 2], &[1.0; 2]).unwrap();
+    let chef = FlowChef {
+        rule: StepRule::Gd { scale: 0.1 },
+        ..exact(4)
+    };
+    let error = chef.sample(&flow, &x, &NONE, &blind, None).unwrap_err();
+    assert!(error.to_string().contains("the cost"), "{error}");
     // Guidance by a class moves samples there.
     let means = Tensor::new(&[[2.0f64, 0.0], [-2.0, 0.0]], &Device::Cpu).unwrap();
     let flow = AnalyticMixture::new(&means, &[0.1, 0.1], &[1.0, 1.0]).unwrap();
@@ -343,6 +373,7 @@ fn a_zero_gradient_is_no_step_for_adam() {
         target: noise.clone(),
         keep: noise.zeros_like().unwrap(),
         weight: 1.0,
+        reduction: Reduction::MeanPerSample,
     };
     let chef = FlowChef {
         rule: StepRule::Adam { lr: 0.5 },
@@ -401,6 +432,20 @@ fn edits_keep_what_they_should() {
         values(&(out - &source).unwrap().sqr().unwrap().mean_all().unwrap())[0]
     };
     assert!(near(FlowEdit::flux()) < 0.2);
+    // After its last corrected step FLUX asks for the wanted velocity alone.
+    let calls = std::cell::Cell::new(0);
+    let counted = |x: &Tensor, _: &Tensor| {
+        calls.set(calls.get() + 1);
+        x.neg()
+    };
+    let asked = |edit: FlowEdit| {
+        calls.set(0);
+        edit.edit(&counted, &noise, &source, &all, (&NONE, &NONE))
+            .unwrap();
+        calls.get()
+    };
+    assert_eq!(asked(FlowEdit::flux()), 2 * 5 + 23);
+    assert_eq!(asked(FlowEdit::default()), 2 * 50);
     let bad = FlowEdit {
         steps: 0,
         ..FlowEdit::default()
@@ -504,7 +549,7 @@ fn bad_input_is_named() {
     let error = chef.sample(&field, &x, &NONE, &cut, None).unwrap_err();
     assert!(error.to_string().contains("through the cost"), "{error}");
     assert!(SumCost(vec![]).value(&x).is_err());
-    let heun = BackpropGuidance(FlowChef {
+    let heun = BackpropGuidance::new(FlowChef {
         solver: Solver::Heun,
         ..exact(3)
     });

@@ -389,6 +389,10 @@ fn bad_input_is_named() {
         .contains("class of RefRule::Restricted = 7"));
     assert!(fails(Gfcg::new(Fixed(vec![0.5, 0.5])).scale(2.0), &[2]).contains("wanted class = 2"));
     assert!(fails(Gfcg::new(Fixed(vec![0.5, f64::NAN, 0.1])).scale(2.0), &[0]).contains("GFCG"));
+    // No number is not the floor.
+    let none = p().rule(ScaleRule::Custom(|_, _, _| f64::NAN));
+    assert!(fails(none, &[0]).contains("the weight of row 0"));
+    assert_eq!(SwapMode::default(), SwapMode::WhenUnsure { p: 0.5 });
     assert!(fails(p().prompts(&[0, 1], vec![]), &[0]).contains("number of wanted classes"));
     let narrow = Gfcg::new(Fixed(vec![])).scale(2.0);
     assert!(fails(narrow, &[0]).contains("[1, classes]"));

@@ -1,7 +1,7 @@
 //! Plug-and-play guidance.
 
 use crate::support::*;
-use candle_core::{DType, Device, Module, Tensor, Var};
+use candle_core::{DType, Device, Module, ModuleT, Tensor, Var};
 use candle_nn::{Optimizer, VarBuilder, SGD};
 use flows::schedule::{Beta, Ddpm};
 use flows::{Condition, Grid, RandomStream, Sampler, Schedule};
@@ -54,8 +54,8 @@ fn bank(experts: usize) -> ExpertBank<'static, Net> {
     ExpertBank::new(build, weights(), ranges, &spec, &mut RandomStream::new(5)).unwrap()
 }
 
-fn sgd(vars: Vec<Var>, lr: f64) -> Result<SGD> {
-    Ok(SGD::new(vars, lr)?)
+fn sgd(vars: Vec<Var>, transfer: &Transfer) -> Result<SGD> {
+    Ok(SGD::new(vars, transfer.lr)?)
 }
 
 fn trained(init: Init) -> (ExpertBank<'static, Net>, Vec<Vec<f64>>) {
@@ -193,6 +193,137 @@ fn adapters_are_saved_without_the_network() {
     assert!(matches!(error, Error::Mismatch { .. }));
 }
 
+/// A network with a batch norm, which behaves otherwise in training.
+struct Normed(candle_nn::BatchNorm, Linear);
+
+impl ModuleT for Normed {
+    fn forward_t(&self, x: &Tensor, train: bool) -> candle_core::Result<Tensor> {
+        self.1.forward(&self.0.forward_t(x, train)?)
+    }
+}
+
+fn normed() -> ExpertBank<'static, Normed> {
+    let ones = Tensor::ones(3, DType::F64, &Device::Cpu).unwrap();
+    let tensors = [
+        ("norm.weight", ones.clone()),
+        ("norm.bias", ones.zeros_like().unwrap()),
+        ("norm.running_mean", ones.zeros_like().unwrap()),
+        ("norm.running_var", ones),
+        ("out.weight", normal(1, &[4, 3], DType::F64)),
+        ("out.bias", normal(2, &[4], DType::F64)),
+    ];
+    let weights = tensors
+        .into_iter()
+        .map(|(n, t)| (n.to_string(), t))
+        .collect();
+    let build = |vb: VarBuilder| {
+        let norm = candle_nn::batch_norm(3, 1e-5, vb.pp("norm"))?;
+        Ok(Normed(norm, linear(3, 4, vb.pp("out"))?))
+    };
+    let spec = PeftSpec {
+        rank: 2,
+        ..PeftSpec::default()
+    };
+    let ranges = Ranges::new(2, STEPS).unwrap();
+    let roles = Roles {
+        teacher: Preprocess::image(&[0.4, 0.5, 0.6], &[0.2, 0.3, 0.4]),
+        student: Preprocess {
+            scale: 2.0,
+            ..Preprocess::default()
+        },
+    };
+    let bank = ExpertBank::new(build, weights, ranges, &spec, &mut RandomStream::new(5)).unwrap();
+    bank.with_preprocess(roles).unwrap()
+}
+
+/// Experts learn the statistics of their noise, and these and what each role sees are saved with them.
+#[test]
+fn statistics_and_preprocessing_belong_to_the_experts() {
+    let mut bank = normed();
+    let schedule = Ddpm::new(Beta::SquaredCosine, STEPS).unwrap();
+    let x = normal(21, &[5, 3], DType::F64);
+    let taught = bank.teach(&x).unwrap();
+    let column = |v: [f64; 3]| Tensor::new(&v, &Device::Cpu).unwrap();
+    let seen = ((&x * 0.5).unwrap() + 0.5).unwrap();
+    let seen = seen.broadcast_sub(&column([0.4, 0.5, 0.6])).unwrap();
+    let seen = seen.broadcast_div(&column([0.2, 0.3, 0.4])).unwrap();
+    let direct = bank.base().forward_t(&seen, false).unwrap();
+    assert!(distance(&taught, &direct) < 1e-12);
+    let doubled = bank.base().forward_t(&(&x * 2.0).unwrap(), false).unwrap();
+    assert!(distance(&bank.forward(&x, &[0; 5]).unwrap(), &doubled) < 1e-12);
+
+    let mut data = RandomStream::new(6);
+    let mut generated = |rows| Ok(data.normal(3.0, 0.1, (rows, 3), DType::F64, &Device::Cpu)?);
+    let transfer = Transfer {
+        iterations: 60,
+        batch: 32,
+        lr: 0.01,
+        ..Transfer::default()
+    };
+    transfer
+        .run(
+            &mut bank,
+            &schedule,
+            &mut generated,
+            sgd,
+            &mut RandomStream::new(7),
+        )
+        .unwrap();
+    let mean = |n: usize| {
+        let state = bank.adapters(n).unwrap().state().unwrap();
+        values(&state["norm.running_mean"])[0]
+    };
+    // Little noise leaves the doubled mean of the data, much noise takes it away.
+    assert!(mean(0) > 4.5 && mean(1) < 4.0, "{} {}", mean(0), mean(1));
+    // The frozen network has its own.
+    assert_eq!(bits(&bank.teach(&x).unwrap()), bits(&taught));
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("experts.safetensors");
+    bank.save_adapters(&path).unwrap();
+    let mut fresh = normed().with_preprocess(Roles::default()).unwrap();
+    fresh.load_adapters(&path).unwrap();
+    assert_eq!(fresh.preprocess(), bank.preprocess());
+    let t = [0, 10, 30, 40, 49];
+    assert_eq!(
+        bits(&fresh.forward(&x, &t).unwrap()),
+        bits(&bank.forward(&x, &t).unwrap())
+    );
+    assert!(bank
+        .forward(&normal(1, &[2, 2], DType::F64), &[0; 2])
+        .is_err());
+    let flat = Roles {
+        teacher: Preprocess::image(&[0.1], &[0.0]),
+        ..Roles::default()
+    };
+    assert!(normed().with_preprocess(flat).is_err());
+}
+
+#[test]
+fn a_file_that_does_not_fit_changes_nothing() {
+    let (bank, _) = trained(Init::FromBase);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("experts.safetensors");
+    bank.save_adapters(&path).unwrap();
+    // The last expert of the file lacks a tensor.
+    let mut file = tensor_core::checkpoint::Checkpoint::load(&path, &Device::Cpu).unwrap();
+    file.tensors.remove("2.body.bias").unwrap();
+    file.save(&path).unwrap();
+    let mut fresh = super::ppap::bank(3);
+    let x = normal(11, &[3, 3], DType::F64);
+    let before = bits(&fresh.forward(&x, &[0, 20, 40]).unwrap());
+    let error = fresh.load_adapters(&path).unwrap_err().to_string();
+    assert!(error.contains("body.bias"), "{error}");
+    assert_eq!(bits(&fresh.forward(&x, &[0, 20, 40]).unwrap()), before);
+    for n in 0..3 {
+        let state = fresh.adapters(n).unwrap().state().unwrap();
+        let plain = super::ppap::bank(3).adapters(n).unwrap().state().unwrap();
+        for (name, tensor) in plain {
+            assert_eq!(bits(&state[&name]), bits(&tensor), "{name}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(cases(16))]
 
@@ -311,6 +442,47 @@ fn generated_samples_do_not_depend_on_being_asked_again() {
         bits(&generate(&model, &grid, &like, 7, 3, &rng).unwrap())
     );
     assert!(generate(&model, &grid, &like, 0, 3, &rng).is_err());
+
+    // The same samples in files; what was stopped goes on.
+    let folder = tempfile::tempdir().unwrap();
+    let shards = || generate_shards(&model, &grid, &like, (7, 3), folder.path(), &rng).unwrap();
+    assert_eq!(shards().len(), 7);
+    let lost = folder.path().join("000000003.safetensors");
+    std::fs::remove_file(&lost).unwrap();
+    shards();
+    let mut files = Shards::open(folder.path(), &Device::Cpu).unwrap();
+    let mut order = RandomStream::new(3);
+    let mut rows = |files: &mut Shards, n| {
+        let drawn = files.draw(n, &mut order).unwrap();
+        (0..n)
+            .map(|i| bits(&drawn.narrow(0, i, 1).unwrap()))
+            .collect::<Vec<_>>()
+    };
+    // A pass has every sample once, in pieces of any size.
+    let mut pass = rows(&mut files, 5);
+    pass.extend(rows(&mut files, 2));
+    let mut all: Vec<_> = (0..7).map(|i| bits(&x.narrow(0, i, 1).unwrap())).collect();
+    pass.sort();
+    all.sort();
+    assert_eq!(pass, all);
+    assert_eq!(rows(&mut files, 20).len(), 20);
+    let nothing = tempfile::tempdir().unwrap();
+    assert!(Shards::open(nothing.path(), &Device::Cpu).is_err());
+    assert!(Shards::open(nothing.path().join("no"), &Device::Cpu).is_err());
+}
+
+/// Experts know whole steps alone.
+#[test]
+fn a_time_between_steps_is_refused() {
+    let bank = bank(2);
+    let guide = ExpertGuide::new(&bank);
+    let x = normal(1, &[2, 3], DType::F64);
+    let class = Condition::classes(&[1, 2], &Device::Cpu).unwrap();
+    let at = |t: f64| guide.log_prob(&x, &flows::Level::new(0.6, 0.8, t).unwrap(), &class);
+    assert!(at(7.0).is_ok());
+    for t in [0.35, -1.0] {
+        assert!(at(t).unwrap_err().to_string().contains("whole number"));
+    }
 }
 
 #[test]

@@ -146,6 +146,112 @@ fn flowchef_with_fewer_parts() {
     );
 }
 
+/// Another picture: a pixel with a zero in one channel is seen, and so is a black one away from the hole.
+#[test]
+fn flowchef_with_zeros_in_the_picture() {
+    use candle_core::{DType, Device};
+    use flows::{AnalyticMixture, Condition};
+    use guidance::flowchef::{FlowChef, LinearMeasurement, Reduction, StepRule};
+    use tensor_core::operator::{LinearOperator, Mask};
+    let change = |tensors: &mut BTreeMap<String, Array>,
+                  metadata: &mut BTreeMap<String, String>| {
+        tensors.retain(|name, _| {
+            !["sr", "deblur", "grad", "edit"]
+                .iter()
+                .any(|s| name.starts_with(s))
+        });
+        tensors.remove("inpaint_after3");
+        tensors.remove("inpaint_x1hat_last");
+        let pixels = tensors["image"].shape[1] * tensors["image"].shape[2];
+        let image = tensors.get_mut("image").unwrap();
+        image.values[1] = 0.0;
+        (0..3).for_each(|c| image.values[c * pixels] = 0.0);
+        let read = |name: &str| tensors[name].tensor(DType::F64).unwrap();
+        let hole = Mask::hide_box((8, 8), 4, None, DType::F64, &Device::Cpu).unwrap();
+        let y = hole.apply(&read("image").unsqueeze(0).unwrap()).unwrap();
+        let std: f64 = metadata["mix_std"].parse().unwrap();
+        let weights = &tensors["mix_weights"].values;
+        let variances = vec![std * std; weights.len()];
+        let flow = AnalyticMixture::new(&read("mix_centers"), &variances, weights).unwrap();
+        let chef = FlowChef {
+            steps: metadata["N"].parse().unwrap(),
+            rule: StepRule::Gd {
+                scale: metadata["gradient_scale"].parse().unwrap(),
+            },
+            ..FlowChef::default()
+        };
+        let noise = (read("x_noise") / (1.0 - 1e-5)).unwrap();
+        let cost = LinearMeasurement::new(&hole, &y).reduction(Reduction::MeanAll);
+        let out = chef
+            .sample(&flow, &noise, &Condition::Null, &cost, None)
+            .unwrap();
+        tensors.get_mut("inpaint_y").unwrap().values = values(&y);
+        tensors.get_mut("inpaint_final").unwrap().values = values(&out.x);
+    };
+    assert_passed(
+        &FILES.verify_variant("flowchef", change, verify::flowchef),
+        |_| false,
+    );
+}
+
+/// Editing in a batch, where the authors' mean over all elements is a smaller cost for each sample, and with
+/// other constants of Adam.
+#[test]
+fn flowchef_edits_as_its_metadata_say() {
+    let twice = |tensors: &mut BTreeMap<String, Array>, metadata: &mut BTreeMap<String, String>| {
+        for (name, raw) in tensors.iter_mut().filter(|(n, _)| n.starts_with("edit_")) {
+            raw.values.extend(raw.values.clone());
+            raw.shape[0] *= 2;
+            assert!(raw.shape.len() == 4, "{name}");
+        }
+        // Half the cost for each sample: twice the weight.
+        metadata.insert("edit_loss_weight".into(), "2e-05".into());
+    };
+    let report = FILES.verify_variant("flowchef", twice, verify::flowchef);
+    assert_passed(&report, |_| false);
+    let other = |_: &mut BTreeMap<String, Array>, metadata: &mut BTreeMap<String, String>| {
+        metadata.insert("adam".into(), "b1=.5 b2=.9 eps=1e-3".into());
+    };
+    let report = FILES.verify_variant("flowchef", other, verify::flowchef);
+    let failed = report.comparisons.iter().filter(|c| !c.passed);
+    let failed: Vec<&str> = failed.map(|c| c.name.as_str()).collect();
+    assert_eq!(failed, ["edit_out"]);
+}
+
+/// Settings that the rule itself refuses have a combination all the same.
+#[test]
+fn apg_with_unusual_settings() {
+    let change = |_: &mut BTreeMap<String, Array>, metadata: &mut BTreeMap<String, String>| {
+        let settings = metadata.get_mut("case2").unwrap();
+        *settings = settings.replace("eta=1.0", "eta=1.5");
+        assert!(settings.contains("eta=1.5"), "{settings}");
+    };
+    let report = FILES.verify_variant("apg", change, verify::apg);
+    let failed = report.comparisons.iter().filter(|c| !c.passed);
+    assert!(failed.clone().count() > 0 && failed.into_iter().all(|c| c.name.starts_with("case2")));
+}
+
+/// Fewer samples of the runs, and a name of the levels' file that no schedule depends on.
+#[test]
+fn adaptive_guidance_with_fewer_samples() {
+    let fewer = |tensors: &mut BTreeMap<String, Array>, metadata: &mut BTreeMap<String, String>| {
+        for (name, raw) in tensors.iter_mut() {
+            let axis = match name.as_str() {
+                "z" | "c" | "nas_x0" | "lag_final" => 0,
+                n if n.ends_with("_final") || n.ends_with("_nfe") => 0,
+                n if n.starts_with("cfg_") || n.ends_with("_active") => 1,
+                _ => continue,
+            };
+            raw.shorten(axis, 2).unwrap();
+        }
+        // The search's loss is a mean over the batch.
+        tensors.retain(|name, _| !name.starts_with("nas_"));
+        metadata.retain(|name, _| !name.starts_with("nas_"));
+    };
+    let report = FILES.verify_variant("adaptive-guidance", fewer, verify::adaptive_guidance);
+    assert_passed(&report, |_| false);
+}
+
 #[test]
 fn reno() {
     assert_passed(&FILES.verify("reno", verify::reno), |_| false);

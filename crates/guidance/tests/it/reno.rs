@@ -50,7 +50,7 @@ fn norms(z: &Tensor) -> Vec<f64> {
 #[test]
 fn the_regularizer_holds_the_radius() {
     let nothing = Named::new("nothing", |x: &Tensor, _: &Condition| {
-        Ok((x.flatten_from(1)?.sum(1)? * 0.0)?)
+        Ok((x.flatten_from(1)?.sum(1)? * 1e-30)?)
     });
     let z = (normal(1, &[3, 4, 5], DType::F64) * 2.0).unwrap();
     let config = RenoConfig {
@@ -156,7 +156,8 @@ fn the_best_sample_is_the_generators() {
         assert_eq!(out.best_index[row], best);
         assert_eq!(out.best_loss()[row], losses[best]);
     }
-    assert_eq!(out.evaluations, 80);
+    // Two evaluations more: the check of the first gradient.
+    assert_eq!(out.evaluations, 4 * 22);
     // One evaluation changes nothing.
     let once = Reno::new(&generator, vec![(1.0, &reward)], absolute(4.0, 1)).unwrap();
     let out = once.optimize(&z, &NONE).unwrap();
@@ -213,6 +214,7 @@ fn rows_end_by_themselves() {
     assert_eq!(bits(&first), bits(&z.narrow(0, 0, 1).unwrap()));
     let patient = RenoConfig {
         patience: Some(2),
+        gradient_check: false,
         ..absolute(1.0, 50)
     };
     let up = Named::new("up", |x: &Tensor, _: &Condition| {
@@ -234,29 +236,87 @@ fn rows_end_by_themselves() {
     assert!(values(&out.best_z).iter().all(|x| x.is_finite()));
 }
 
-/// What was stopped and begun again from its noise, without momentum, goes on with the same bits.
+/// What was stopped and saved goes on with the same bits, whatever moves the noise.
 #[test]
-fn a_run_is_a_run_step_by_step() {
+fn a_stopped_run_goes_on() {
+    let reward = bowl(1.0);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.safetensors");
+    for optimizer in [
+        NoiseOptimizer::default(),
+        NoiseOptimizer::Adam { eps: 1e-2 },
+        NoiseOptimizer::Lbfgs {
+            max_iter: 2,
+            history: 3,
+        },
+    ] {
+        let config = RenoConfig {
+            optimizer,
+            early_stop: Some(0.2),
+            ..absolute(0.7, 9)
+        };
+        let reno = Reno::new(&same, vec![(1.0, &reward), (0.5, &reward)], config).unwrap();
+        let z = normal(5, &[3, 4], DType::F32);
+        let whole = reno.optimize(&z, &NONE).unwrap();
+        for stop in [0, 1, 4] {
+            let mut run = reno.start(&z, &NONE).unwrap();
+            for _ in 0..stop {
+                run.step().unwrap();
+            }
+            let state = tensor_core::checkpoint::Checkpoint::new("run", run.state().unwrap());
+            state.save(&path).unwrap();
+            let read = tensor_core::checkpoint::Checkpoint::load(&path, &Device::Cpu).unwrap();
+            let mut run = reno.resume(&read.tensors, &NONE).unwrap();
+            while run.step().unwrap().is_some() {}
+            let out = run.finish().unwrap();
+            assert_eq!(
+                bits(&out.best_z),
+                bits(&whole.best_z),
+                "{optimizer:?} {stop}"
+            );
+            assert_eq!(bits(&out.best_sample), bits(&whole.best_sample));
+            assert_eq!(bits(&out.initial), bits(&whole.initial));
+            assert_eq!((&out.losses, &out.norms), (&whole.losses, &whole.norms));
+            assert_eq!(out.per_reward, whole.per_reward);
+            assert_eq!(out.best_index, whole.best_index);
+            assert_eq!(out.evaluations, whole.evaluations);
+        }
+        let one = Reno::new(&same, vec![(1.0, &reward)], absolute(0.7, 9)).unwrap();
+        let mut run = reno.start(&z, &NONE).unwrap();
+        run.step().unwrap();
+        let mut state = run.state().unwrap();
+        assert!(one.resume(&state, &NONE).is_err());
+        state.remove("best_z");
+        assert!(reno.resume(&state, &NONE).is_err());
+        state.remove("z");
+        assert!(reno.resume(&state, &NONE).is_err());
+    }
+}
+
+/// Random numbers inside a generator are the same at every call; the last sample can be the result.
+#[test]
+fn seeded_generators_are_deterministic() {
+    let generator = Seeded {
+        generate: |z: &Tensor, _: &Condition, rng: &mut RandomStream| {
+            let noise = rng.normal(0.0, 0.1, z.shape(), z.dtype(), z.device())?;
+            Ok((z + noise)?)
+        },
+        seed: 7,
+    };
+    let z = normal(1, &[2, 3], DType::F64);
+    let twice = [0, 1].map(|_| bits(&generator.generate(&z, &NONE).unwrap()));
+    assert_eq!(twice[0], twice[1]);
     let reward = bowl(1.0);
     let config = RenoConfig {
-        optimizer: NoiseOptimizer::Sgd {
-            momentum: 0.0,
-            nesterov: false,
-        },
-        ..absolute(0.7, 8)
+        select: Select::Last,
+        ..absolute(8.0, 6)
     };
-    let reno = Reno::new(&same, vec![(1.0, &reward)], config).unwrap();
-    let z = normal(5, &[2, 3], DType::F64);
-    let mut run = reno.start(&z, &NONE).unwrap();
-    for _ in 0..4 {
-        run.step().unwrap();
-    }
-    let mut again = reno.start(run.z(), &NONE).unwrap();
-    for _ in 0..3 {
-        let (a, b) = (run.step().unwrap().unwrap(), again.step().unwrap().unwrap());
-        assert_eq!(a.loss, b.loss);
-    }
-    assert_eq!(bits(run.z()), bits(again.z()));
+    let reno = Reno::new(&generator, vec![(1.0, &reward)], config).unwrap();
+    let out = reno.optimize(&z, &NONE).unwrap();
+    assert_eq!(out.best_index, [5, 5]);
+    assert_eq!(out.best_loss(), out.losses[5]);
+    let last = generator.generate(&out.best_z, &NONE).unwrap();
+    assert_eq!(bits(&last), bits(&out.best_sample));
 }
 
 #[test]
@@ -464,6 +524,15 @@ fn bad_input_is_named() {
         .optimize(&normal(1, &[2, 3], DType::F64), &NONE)
         .unwrap_err();
     assert!(error.to_string().contains("the noise, through"), "{error}");
+    // The regularizer brings a gradient, which is not the reward's.
+    let reno = Reno::new(&cut, vec![(1.0, &reward)], d()).unwrap();
+    let error = reno
+        .optimize(&normal(1, &[2, 3], DType::F64), &NONE)
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("generator and rewards"),
+        "{error}"
+    );
     let scalar = Named::new("scalar", |x: &Tensor, _: &Condition| Ok(x.sum_all()?));
     let reno = Reno::new(&same, vec![(1.0, &scalar)], d()).unwrap();
     let error = reno

@@ -162,6 +162,66 @@ fn only_what_is_to_be_trained_is_trained() {
     assert_eq!(values(&forward(&off, &x)), values(&before));
 }
 
+/// A batch norm in training mode updates the statistics of its adapters, which are saved and forked.
+#[test]
+fn running_statistics_belong_to_the_adapters() {
+    use candle_core::ModuleT;
+    let ones = Tensor::ones(4, DType::F64, &Device::Cpu).unwrap();
+    let base: BTreeMap<String, Tensor> = [
+        ("norm.weight", ones.clone()),
+        ("norm.bias", ones.zeros_like().unwrap()),
+        ("norm.running_mean", ones.zeros_like().unwrap()),
+        ("norm.running_var", ones.clone()),
+    ]
+    .into_iter()
+    .map(|(n, t)| (n.to_string(), t))
+    .collect();
+    let new = || {
+        Adapters::new(
+            base.clone(),
+            &PeftSpec::default(),
+            &mut RandomStream::new(1),
+        )
+        .unwrap()
+    };
+    let build = |adapters: &Adapters| {
+        let vb = adapters.builder().unwrap();
+        candle_nn::batch_norm(4, 1e-5, vb.pp("norm")).unwrap()
+    };
+    let x = (normal(2, &[16, 4]) + 3.0).unwrap();
+    let adapters = new();
+    let fork = adapters.fork().unwrap();
+    assert_eq!(adapters.vars().len(), 2);
+    // Built anew for every step, as training does.
+    for _ in 0..3 {
+        build(&adapters).forward_t(&x, true).unwrap();
+    }
+    let mean = values(&adapters.merge().unwrap()["norm.running_mean"]);
+    assert!(mean.iter().all(|m| *m > 0.5), "{mean:?}");
+    let off = |a: &Adapters| values(&build(a).forward_t(&x, false).unwrap());
+    let learned = off(&adapters);
+    assert_ne!(learned, off(&fork));
+    assert_eq!(off(&fork), off(&new()));
+    let fresh = new();
+    fresh.load_state(&adapters.state().unwrap()).unwrap();
+    assert_eq!(off(&fresh), learned);
+    let mut plain = adapters.clone();
+    plain.set_enabled(false);
+    assert_eq!(off(&plain), off(&fork));
+}
+
+#[test]
+fn weights_can_be_trained_whole() {
+    let spec = PeftSpec {
+        full: true,
+        ..PeftSpec::default()
+    };
+    let adapters = Adapters::new(network(), &spec, &mut RandomStream::new(1)).unwrap();
+    assert_eq!(adapters.vars().len(), 3);
+    assert!((adapters.trainable_fraction() - 36.0 / 57.0).abs() < 1e-12);
+    assert!(adapters.state().unwrap().contains_key("body.weight"));
+}
+
 #[test]
 fn bad_adapters_are_named() {
     let rng = &mut RandomStream::new(1);

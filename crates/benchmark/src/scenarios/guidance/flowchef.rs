@@ -236,7 +236,7 @@ impl Task<'_> {
             "free" => guided(chef(0.0))?.x,
             "chef" | "chef-one" => guided(chef(gamma))?.x,
             "backprop" | "backprop-one" => {
-                let baseline = BackpropGuidance(chef(gamma));
+                let baseline = BackpropGuidance::new(chef(gamma));
                 baseline
                     .sample(self.flow, self.noise, &null, &cost, None)?
                     .x
