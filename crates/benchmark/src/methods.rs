@@ -156,11 +156,10 @@ fn on_data(registry: &Registry, published: &Published, out: &mut String) {
         let Some(result) = published.on_data.iter().find(present) else {
             continue;
         };
-        let claims: Vec<String> = d.claims.iter().map(|c| claim(c, Some(result))).collect();
         let cells = [
             d.slug.to_string(),
             result.data.clone(),
-            claims.join("<br>"),
+            claims(d, Some(result)),
             measured(d, result),
             verdict(result),
         ];
@@ -186,12 +185,6 @@ fn failures(registry: &Registry, published: &Published, out: &mut String) {
 }
 
 fn row(d: &Definition, result: Option<&ScenarioResult>, peers: &[&PeerRatio], out: &mut String) {
-    let published = |c: &&Claim| {
-        let judged = result.is_some_and(|r| r.claims.iter().any(|j| j.id == c.id));
-        judged || !c.optional
-    };
-    let claims = d.claims.iter().filter(published);
-    let claims: Vec<String> = claims.map(|c| claim(c, result)).collect();
     let cells = [
         d.slug.to_string(),
         format!(
@@ -200,7 +193,7 @@ fn row(d: &Definition, result: Option<&ScenarioResult>, peers: &[&PeerRatio], ou
         ),
         format!("`thalweg-{}`", d.krate),
         format!("`{}`", d.module),
-        claims.join("<br>"),
+        claims(d, result),
         result.map_or("not run".into(), |r| measured(d, r)),
         result.map_or("not run".into(), verdict),
         peer_ratios(peers),
@@ -208,6 +201,16 @@ fn row(d: &Definition, result: Option<&ScenarioResult>, peers: &[&PeerRatio], ou
     let escaped = cells.map(|c| c.replace('|', "\\|").replace('\n', " "));
     // Writing to a string cannot fail.
     let _ = writeln!(out, "| {} |", escaped.join(" | "));
+}
+
+/// All claims but those that are judged elsewhere.
+fn claims(d: &Definition, result: Option<&ScenarioResult>) -> String {
+    let here = |c: &&Claim| {
+        let judged = result.is_some_and(|r| r.claims.iter().any(|j| j.id == c.id));
+        judged || !c.optional
+    };
+    let words = d.claims.iter().filter(here).map(|c| claim(c, result));
+    words.collect::<Vec<_>>().join("<br>")
 }
 
 /// A claim in words, with the verdict's sign.
