@@ -70,7 +70,8 @@ fn every_registered_method_has_published_results_of_its_present_definition() {
             "{}: verdicts need five seeds",
             d.slug
         );
-        let formulas: Vec<String> = d.claims.iter().map(|c| c.formula()).collect();
+        let here = d.claims.iter().filter(|c| !c.optional);
+        let formulas: Vec<String> = here.map(|c| c.formula()).collect();
         let judged: Vec<String> = result.claims.iter().map(|c| c.formula.clone()).collect();
         assert_eq!(
             judged, formulas,
