@@ -246,14 +246,7 @@ fn designing(session: &mut Session<'_>) -> Result<()> {
     const STARTS: usize = 64;
     const ROWS: usize = 1000;
     let encoding = Encoding::Kmers { k: 3, alphabet: 4 };
-    let config = EncoderConfig {
-        tokens: 6,
-        alphabet: 64,
-        width: 64,
-        heads: 4,
-        feed: 128,
-        layers: 2,
-    };
+    let config = EncoderConfig::small(encoding, 8);
     let mut rng = RandomStream::new(7);
     let vars = SeededVars::new(&rng);
     let model = KmerTransformer::new(&config, vars.builder(DType::F64, &Device::Cpu))?;

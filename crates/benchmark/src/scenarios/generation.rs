@@ -42,7 +42,7 @@ pub fn exact_digits(
 /// Weights by name, as they were trained.
 type Weights = BTreeMap<String, Vec<f32>>;
 
-/// Trains variables once per process and key (method, seed, budget); a later call with the same key sets
+/// Trains variables once per process and key (method, seed, budget or part); a later call with the same key sets
 /// its variables to the weights of the first. For models that the arms of a seed share.
 ///
 /// # Errors

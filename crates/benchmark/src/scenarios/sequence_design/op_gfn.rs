@@ -51,7 +51,15 @@ impl Scenario for OpGfn {
                       Exactness: a table trained on an 8 x 8 grid, against the enumerated law.",
             notes: "The order has no exponent to tune. The conditional baseline learns log Z as a function of its weights, \
                     and no log reward is clipped. The made-up scores have the distribution of measured ones, with as many objects \
-                    above 0.9.",
+                    above 0.9. With an order alone the learned gaps grow step by step, and how fast depends on the \
+                    table. On made-up scores, seeds 11 to 15, that is what all five failing claims come from: when \
+                    the 1200 steps end, new strings still gain .01 to .03 every 100 steps under the order, and less \
+                    than .01 under beta = 10, which begins with the scale that the order has to find. The mean \
+                    then is .63 to .81 (.50 to .52, .59 to .63 and .84 to .87 for the three beta), and fewer objects \
+                    above 0.9 have been met on the way (642 to 923, against 358 to 443 of beta = 1 and 611 to 747 of \
+                    beta = 3). On the measured table, the same seeds, the mean is .78 to .80 and all claims hold \
+                    but that of beta = 10 (three seeds of five): that baseline reaches .845 here, .83 where the \
+                    threshold was measured.",
             data: Data { embedded: "binding-8mers", real: Some("tfbind8") },
             arms: vec![
                 Arm::new("tb-1", "TB, beta = 1", Role::Baseline).fixed(&[("beta", 1.0)]),
@@ -310,7 +318,7 @@ fn grid(trial: &TrialContext, beta: Option<f64>) -> Result<TrialOutcome> {
                 .contains(&vec![(k / SIDE) as u16, (k % SIDE) as u16])
         })
         .collect();
-    let caption = "512 samples (dark: many) and the true front (outlined)";
+    let caption = "512 samples on the grid (dark: many) and the true front (outlined)";
     Ok(TrialOutcome::default()
         .metric("on_front", on_front as f64 / SAMPLES as f64)
         .metric("coverage", pareto_coverage(&found, &front.points, 1e-12)?)
@@ -318,6 +326,7 @@ fn grid(trial: &TrialContext, beta: Option<f64>) -> Result<TrialOutcome> {
         .picture(heat_map(caption, &[&counts], SIDE, &marks))
         .picture(fronts(
             "objectives of the samples (filled) and of the true front (rings)",
+            ["Branin", "Currin"],
             &found,
             &front.points,
         )))

@@ -141,8 +141,13 @@ pub(super) fn histograms(caption: &str, line: f64, rows: &[(&str, &[f64])]) -> P
     close(svg, caption)
 }
 
-/// Points of two objectives: found ones filled, those of the true front as rings.
-pub(super) fn fronts(caption: &str, found: &[Vec<f64>], front: &[Vec<f64>]) -> Picture {
+/// Points of two objectives with these names: found ones filled, those of the true front as rings.
+pub(super) fn fronts(
+    caption: &str,
+    names: [&str; 2],
+    found: &[Vec<f64>],
+    front: &[Vec<f64>],
+) -> Picture {
     const SIDE: f64 = 300.0;
     let axis = |k: usize| {
         let of = || found.iter().chain(front).map(move |p| p[k]);
@@ -157,10 +162,27 @@ pub(super) fn fronts(caption: &str, found: &[Vec<f64>], front: &[Vec<f64>]) -> P
         let (across, up) = ((p[0] - x.0) / x.1, (p[1] - y.0) / y.1);
         (
             8.0 + (SIDE - 16.0) * across,
-            SIDE - 8.0 - (SIDE - 16.0) * up,
+            SIDE - 8.0 - (SIDE - 28.0) * up,
         )
     };
-    let mut svg = open(SIDE, SIDE);
+    let mut svg = open(SIDE, SIDE + 14.0);
+    for (axis, (name, (low, range))) in names.into_iter().zip([x, y]).enumerate() {
+        let (place, arrow) = match axis {
+            0 => (
+                format!(
+                    "x=\"{}\" y=\"{}\" text-anchor=\"end\"",
+                    SIDE - 4.0,
+                    SIDE + 9.0
+                ),
+                "\u{2192}",
+            ),
+            _ => ("x=\"4\" y=\"10\"".to_string(), "\u{2191}"),
+        };
+        svg += &format!(
+            "<text {place} font-size=\"9\" font-family=\"sans-serif\">{name}, {low:.2} to {:.2} {arrow}</text>",
+            low + range
+        );
+    }
     for (cx, cy) in found.iter().map(place) {
         svg += &format!(
             "<circle cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"2.6\" fill=\"#4477aa\" fill-opacity=\"0.5\"/>"

@@ -3,10 +3,12 @@
 
 use super::pictures::{logos, mirrored, sites};
 use crate::scenario::{Picture, TrialContext};
+use crate::scenarios::generation::trained_once;
 use crate::scenarios::training::scalar;
-use crate::Result;
+use crate::{Error, Result};
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{Conv1dConfig, Optimizer, VarBuilder};
+use guidance::svdd::{sample, SmcSampler};
 use nn::activation::Activation;
 use nn::conv::Conv1d;
 use nn::init::{Initializer, SeededVars};
@@ -14,6 +16,7 @@ use nn::linear::Linear;
 use nn::norm::{layer_norm, LayerNorm, LayerNormConfig};
 use optim::{AdamW, AdamWConfig, ParamGroup};
 use sequence_design::masked_diffusion::{one_hot, DiscreteDenoiser, MaskedDiffusion};
+use sequence_design::svdd::{GradientKernel, Twisted};
 use tensor_core::autograd::grad_check;
 use tensor_core::random::RandomStream;
 
@@ -271,67 +274,123 @@ pub fn denoiser(trial: &TrialContext) -> Result<(SeededVars, MaskedDiffusion<Den
     ))
 }
 
-/// Trains a denoiser on the data: 300 steps of 128.
+/// Steps of 128 examples that the denoiser and each oracle are trained for.
+const TRAINING: usize = 300;
+
+/// Trains a denoiser on the data, once for all arms of a method's seed.
 pub fn pretrain(
-    trial: &TrialContext,
+    (method, trial): (&'static str, &TrialContext),
     data: &Regulatory,
     vars: &SeededVars,
     model: &MaskedDiffusion<Denoiser>,
 ) -> Result<()> {
-    const STEPS: usize = 300;
-    let config = AdamWConfig {
-        lr: 1e-3,
-        weight_decay: 0.0,
-        ..AdamWConfig::default()
-    };
-    let mut adam = AdamW::with_groups(vec![ParamGroup::named(vars.trainable(), config)])?;
-    let mut rng = trial.stream("pre-training");
-    for step in 0..STEPS {
-        trial.step(step, STEPS)?;
-        let rows = rows(&mut rng, 0, SEQUENCES)?;
-        let (tokens, _) = data.batch(&rows, &trial.device)?;
-        let loss = model.nll(&tokens, None, &mut rng)?.loss;
-        if step == 0 {
-            grad_check(&[&loss], &vars.trainable())?;
+    let vars = vars.trainable();
+    trained_once((method, trial.seed, 0), &vars, || {
+        let config = AdamWConfig {
+            lr: 1e-3,
+            weight_decay: 0.0,
+            ..AdamWConfig::default()
+        };
+        let mut adam = AdamW::with_groups(vec![ParamGroup::named(vars.clone(), config)])?;
+        let mut rng = trial.stream("pre-training");
+        for step in 0..TRAINING {
+            trial.step(step, TRAINING)?;
+            let rows = rows(&mut rng, 0, SEQUENCES)?;
+            let (tokens, _) = data.batch(&rows, &trial.device)?;
+            let loss = model.nll(&tokens, None, &mut rng)?.loss;
+            if step == 0 {
+                grad_check(&[&loss], &vars)?;
+            }
+            adam.backward_step(&loss)?;
         }
-        adam.backward_step(&loss)?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn rows(rng: &mut RandomStream, from: usize, to: usize) -> Result<Vec<usize>> {
     (0..128).map(|_| Ok(from + rng.below(to - from)?)).collect()
 }
 
-/// Two oracles, each trained on a half of the data: one to steer by, one to judge by.
-pub fn oracles(trial: &TrialContext, data: &Regulatory) -> Result<[Oracle; 2]> {
+/// Two oracles, each trained on a half of the data, once for all arms of a method's seed: one to steer
+/// by, one to judge by.
+pub fn oracles(
+    (method, trial): (&'static str, &TrialContext),
+    data: &Regulatory,
+) -> Result<[Oracle; 2]> {
     let one = |half: usize| -> Result<Oracle> {
         let stream = trial.stream("oracles").split_index("half", half as u64);
         let vars = SeededVars::new(&stream.split("weights"));
         let oracle = Oracle::new(vars.builder(DType::F32, &trial.device))?;
-        let group = ParamGroup::named(vars.trainable(), AdamWConfig::adam(2e-3));
-        let mut adam = AdamW::with_groups(vec![group])?;
-        let mut rng = stream.split("batches");
-        for step in 0..300 {
-            trial.step(step, 300)?;
-            let half = half * SEQUENCES / 2;
-            let rows = rows(&mut rng, half, half + SEQUENCES / 2)?;
-            let (tokens, activity) = data.batch(&rows, &trial.device)?;
-            let score = oracle.score(&one_hot(&tokens, 4, DType::F32)?)?;
-            let loss = (score - activity)?.sqr()?.mean_all()?;
-            if step == 0 {
-                grad_check(&[&loss], &vars.trainable())?;
+        let vars = vars.trainable();
+        trained_once((method, trial.seed, 1 + half), &vars, || {
+            let group = ParamGroup::named(vars.clone(), AdamWConfig::adam(2e-3));
+            let mut adam = AdamW::with_groups(vec![group])?;
+            let mut rng = stream.split("batches");
+            for step in 0..TRAINING {
+                trial.step(step, TRAINING)?;
+                let first = half * SEQUENCES / 2;
+                let rows = rows(&mut rng, first, first + SEQUENCES / 2)?;
+                let (tokens, activity) = data.batch(&rows, &trial.device)?;
+                let score = oracle.score(&one_hot(&tokens, 4, DType::F32)?)?;
+                let loss = (score - activity)?.sqr()?.mean_all()?;
+                if step == 0 {
+                    grad_check(&[&loss], &vars)?;
+                }
+                adam.backward_step(&loss)?;
             }
-            adam.backward_step(&loss)?;
-        }
+            Ok(())
+        })?;
         Ok(oracle)
     };
     Ok([one(0)?, one(1)?])
 }
 
+/// Scales of the gradient that the guided baselines choose from.
+const SCALES: [f64; 6] = [3.0, 10.0, 30.0, 100.0, 300.0, 1000.0];
+
+/// Samples that the gradient of the oracle pushes, at the scale that the oracle likes best: alone, or
+/// with the weights of twisted Monte Carlo at the temperature `1 / scale`, which the push then fits.
+pub fn guided(
+    (model, guide): (&MaskedDiffusion<Denoiser>, &Oracle),
+    twisted: bool,
+    (samples, steps): (usize, usize),
+    trial: &TrialContext,
+) -> Result<(f64, Vec<Vec<u32>>)> {
+    let reward = |x: &Tensor| -> sequence_design::Result<Tensor> { Ok(guide.score(x)?) };
+    let rng = trial.stream("samples");
+    let mut best: Option<(f64, f64, Vec<Vec<u32>>)> = None;
+    for scale in SCALES {
+        let kernel = GradientKernel::new(model, &reward, scale, LENGTH, steps)?;
+        let found = match twisted {
+            false => sample(&kernel, samples, &rng)?,
+            true => {
+                let alpha = 1.0 / scale;
+                let value = Twisted {
+                    kernel: &kernel,
+                    alpha,
+                };
+                let smc = SmcSampler {
+                    kernel: &kernel,
+                    value: &value,
+                    alpha,
+                    threshold: 0.5,
+                };
+                smc.sample(samples, &rng)?.states
+            }
+        };
+        let found = found.sequences().to_vec();
+        let mean = guide.mean(&found, &trial.device)?;
+        if best.as_ref().is_none_or(|(top, _, _)| mean > *top) {
+            best = Some((mean, scale, found));
+        }
+    }
+    let (_, scale, found) = best.ok_or_else(|| Error::Trial("no scale to try".into()))?;
+    Ok((scale, found))
+}
+
 /// How often each triplet of letters stands in sequences (up) and in the data's best (down).
 pub fn triplet_picture(samples: &[Vec<u32>], best: &[f64]) -> Picture {
-    let caption = "triplets of samples (up) and of the best data (down)";
+    let caption = "triplets, AAA to TTT, of samples (up) and of the best data (down)";
     mirrored(caption, &triplets(samples), best)
 }
 
@@ -345,6 +404,7 @@ pub fn motif_logos(before: &[Vec<u32>], after: &[Vec<u32>]) -> Picture {
         }
     }
     let caption =
-        "GATAAG, then TGACTCA: the place of each sample that is most like it, before and after";
+        "GATAAG, then TGACTCA: the place of each sample that is most like it, before and after; a \
+         letter that stands alone is 2 bits high";
     logos(caption, &rows)
 }
