@@ -70,3 +70,29 @@ def optimize_noise(spec):
                 optimizer.step()
 
     return run
+
+
+@operation("diffusers guided loop")
+def guided_loop(spec):
+    from diffusers.guiders import ClassifierFreeGuidance
+
+    rule = ClassifierFreeGuidance(guidance_scale=spec["scale"])
+    generator = torch.Generator().manual_seed(0)
+    widths, rows = spec["widths"], spec["rows"]
+    layers = []
+    for i, (a, b) in enumerate(zip(widths, widths[1:])):
+        layers += [torch.nn.Linear(a, b)] + ([torch.nn.SiLU()] if i + 2 < len(widths) else [])
+    net = torch.nn.Sequential(*layers)
+    noise = torch.randn(rows, widths[-1], generator=generator)
+    classes = torch.zeros(2 * rows, widths[0] - widths[-1])
+    classes[:rows, 3], classes[rows:, -1] = 1.0, 1.0
+
+    @torch.no_grad()
+    def run():
+        x = noise
+        for (alpha, sigma), (alpha_next, sigma_next) in zip(spec["levels"], spec["levels"][1:]):
+            both = net(torch.cat([torch.cat([x, x]), classes], 1))
+            eps = rule.forward(both[:rows], both[rows:]).pred
+            x = alpha_next * (x - sigma * eps) / alpha + sigma_next * eps
+
+    return run

@@ -3,11 +3,19 @@
 use super::{Case, Peer, Session};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use flows::Condition;
+use candle_nn::{ModuleT, VarBuilder};
+use flows::schedule::VpSde;
+use flows::{
+    Closure, Condition, GradientCheck, Grid, Guidance, Level, Levels, Prediction, Sampler,
+};
 use guidance::apg::Convention;
 use guidance::basic::rescale;
+use guidance::gfcg::{Gfcg, OnDenoised};
 use guidance::reno::{Named, Reno, RenoConfig};
-use guidance::{Apg, Cfg};
+use guidance::{AdaptiveGuidance, Apg, Cfg, ClassifierGuidance};
+use nn::init::SeededVars;
+use nn::models::{Activation, Mlp, MlpConfig};
+use nn::softmax::log_softmax;
 use serde_json::json;
 use tensor_core::random::RandomStream;
 
@@ -15,6 +23,7 @@ const GROUP: &str = "guidance";
 /// Latents of Stable Diffusion, and a batch of larger ones.
 const SHAPES: [[usize; 4]; 2] = [[1, 4, 64, 64], [8, 16, 128, 128]];
 const SCALE: f64 = 7.5;
+const CLASSES: usize = 10;
 
 pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
     if session.wants(GROUP, "guidance-core") {
@@ -26,7 +35,131 @@ pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
     if session.wants(GROUP, "reno") {
         noise_optimization(session)?;
     }
+    if session.wants(GROUP, "adaptive-guidance") {
+        fewer_evaluations(session)?;
+    }
+    if session.wants(GROUP, "gfcg") {
+        forward_only(session)?;
+    }
     Ok(())
+}
+
+/// A perceptron with weights that are not trained, without a graph to them.
+fn perceptron(label: &str, widths: &[usize]) -> Result<Mlp> {
+    let config = MlpConfig {
+        widths: widths.to_vec(),
+        activation: Activation::Silu,
+        ..MlpConfig::default()
+    };
+    let vars = SeededVars::new(&RandomStream::new(0).split(label));
+    Mlp::new(&config, vars.builder(DType::F32, &Device::Cpu))?;
+    let weights = vars.trainable().into_iter();
+    let weights = weights.map(|(name, var)| (name, var.as_detached_tensor()));
+    let weights = VarBuilder::from_tensors(weights.collect(), DType::F32, &Device::Cpu);
+    Ok(Mlp::new(&config, weights)?)
+}
+
+/// Its input: the sample and its class, one of these and none.
+fn with_class(x: &Tensor, condition: &Condition, eye: &Tensor) -> flows::Result<Tensor> {
+    let Condition::Class(classes) = condition else {
+        return Err(flows::Error::other("a network of classes"));
+    };
+    Ok(Tensor::cat(&[x, &eye.index_select(classes, 0)?], 1)?)
+}
+
+/// Guided DDIM around a network, with all of its evaluations and with the paper's three quarters of them.
+fn fewer_evaluations(session: &mut Session<'_>) -> Result<()> {
+    const STEPS: usize = 20;
+    let (rows, d, hidden) = (64, 1024, 1024);
+    let widths = [d + CLASSES + 1, hidden, hidden, d];
+    let net = perceptron("denoiser", &widths)?;
+    let eye = Tensor::eye(CLASSES + 1, DType::F32, &Device::Cpu)?;
+    let model = Closure::new(Prediction::Eps, |x: &Tensor, _: &Levels, c: &Condition| {
+        Ok(net.forward_t(&with_class(x, c, &eye)?, false)?)
+    });
+    let noise = normal("noise", &[rows, d])?;
+    let wanted = Condition::classes(&[3], &Device::Cpu)?;
+    let null = Condition::classes(&[CLASSES as u32], &Device::Cpu)?;
+    let grid = Grid::uniform_lambda(&VpSde::default(), STEPS)?;
+    let levels: Vec<[f64; 2]> = grid.levels().iter().map(|l| [l.alpha, l.sigma]).collect();
+    let spec = json!({ "rows": rows, "widths": widths, "scale": SCALE, "levels": levels });
+    for (guided, calls) in [(STEPS, "all"), (STEPS / 2, "30 of 40")] {
+        session.measure(Case {
+            slug: "adaptive-guidance",
+            operation: format!("{STEPS} guided DDIM steps around a perceptron {widths:?}, batch {rows}, {calls} evaluations"),
+            ours: "AdaptiveGuidance",
+            call: Box::new(|| {
+                // The weights are not trained: when guidance ends is not up to their cosines.
+                let ends = if guided == STEPS { 2.0 } else { -1.0 };
+                let rule = AdaptiveGuidance::new(SCALE).threshold(ends).min_steps(guided);
+                let mut sampler = Sampler::new(&model, grid.clone())
+                    .guidance(rule)
+                    .null(null.clone());
+                let out = sampler.sample(&noise, &wanted, None, &RandomStream::new(0))?;
+                anyhow::ensure!(out.nfe.main == rows * (STEPS + guided), "other evaluations");
+                Ok(())
+            }),
+            peer: Peer::Python("diffusers guided loop", spec.clone()),
+        })?;
+    }
+    Ok(())
+}
+
+/// A classifier that is asked against one that is differentiated, in the same loop.
+fn forward_only(session: &mut Session<'_>) -> Result<()> {
+    const STEPS: usize = 20;
+    let (rows, d) = (64, 1024);
+    let net = perceptron("denoiser", &[d + CLASSES + 1, 1024, 1024, d])?;
+    let judge = perceptron("classifier", &[d, 1024, 1024, CLASSES])?;
+    let eye = Tensor::eye(CLASSES + 1, DType::F32, &Device::Cpu)?;
+    let model = Closure::new(Prediction::Eps, |x: &Tensor, _: &Levels, c: &Condition| {
+        Ok(net.forward_t(&with_class(x, c, &eye)?, false)?)
+    });
+    let noise = normal("noise", &[rows, d])?;
+    let wanted = Condition::classes(&[3], &Device::Cpu)?;
+    let null = Condition::classes(&[CLASSES as u32], &Device::Cpu)?;
+    let grid = Grid::uniform_lambda_between(&VpSde::default(), 0.99, 0.02, STEPS)?;
+    let logits = |x: &Tensor| Ok(judge.forward_t(x, false)?);
+    let log_prob = |x: &Tensor, _: &Level, c: &Condition| -> flows::Result<Tensor> {
+        let Condition::Class(classes) = c else {
+            return Err(flows::Error::other("a classifier of classes"));
+        };
+        let log_p = log_softmax(&judge.forward_t(x, false)?, 1)?;
+        Ok(log_p.gather(&classes.unsqueeze(1)?, 1)?.squeeze(1)?)
+    };
+    let sample = |rule: &mut dyn Guidance| -> Result<()> {
+        let mut sampler = Sampler::new(&model, grid.clone())
+            .guidance(rule)
+            .null(null.clone());
+        std::hint::black_box(
+            sampler
+                .sample(&noise, &wanted, None, &RandomStream::new(0))?
+                .x,
+        );
+        Ok(())
+    };
+    session.measure(Case {
+        slug: "gfcg",
+        operation: format!(
+            "{STEPS} DDIM steps guided by a perceptron as large as the denoiser's, batch {rows}"
+        ),
+        ours: "Gfcg: two evaluations of the denoiser, one of the classifier",
+        call: Box::new(|| {
+            sample(
+                &mut Gfcg::new(OnDenoised::new(&logits))
+                    .scale(SCALE)
+                    .skip_below(0.0),
+            )
+        }),
+        peer: Peer::Rust(
+            "ClassifierGuidance: one of the denoiser, the classifier forward and backward",
+            Box::new(|| {
+                let mut rule = ClassifierGuidance::new(&log_prob, 1.0);
+                rule.gradient_check = GradientCheck::off();
+                sample(&mut rule)
+            }),
+        ),
+    })
 }
 
 fn normal(label: &str, shape: &[usize]) -> Result<Tensor> {

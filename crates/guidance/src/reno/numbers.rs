@@ -1,5 +1,6 @@
 //! Numbers of the rows of a batch.
 
+use super::reward::wide;
 use crate::Result;
 use candle_core::{DType, Tensor};
 use tensor_core::kernels::{moments, GradMap};
@@ -30,7 +31,7 @@ pub(super) fn row_dots(a: &Tensor, b: &Tensor) -> Result<Vec<f64>> {
 
 /// `|a|^2`, `<a, b>` and `|b|^2` of the rows, in one pass on the CPU.
 pub(super) fn row_moments(a: &Tensor, b: &Tensor) -> Result<Vec<[f64; 3]>> {
-    let (a, b) = (a.detach(), b.detach());
+    let (a, b) = (wide(&a.detach())?, wide(&b.detach())?);
     if !a.device().is_cpu() {
         let dots = |a: &Tensor, b: &Tensor| numbers(&(a * b)?.flatten_from(1)?.sum(1)?);
         let (aa, ab, bb) = (dots(&a, &a)?, dots(&a, &b)?, dots(&b, &b)?);

@@ -451,6 +451,9 @@ fn the_best_of_many_draws_is_the_best() {
         .all(|(a, b)| (a - b).abs() < 1e-12));
     assert!(best.sample.dims() == [3, 4] && bits(&best.z) == bits(&best.sample));
     assert!(best_of_n(&same, &[(1.0, &reward)], &like, &NONE, 0, &mut rng).is_err());
+    let half = like.to_dtype(DType::F16).unwrap();
+    let best = best_of_n(&same, &[(1.0, &reward)], &half, &NONE, 3, &mut rng).unwrap();
+    assert_eq!(best.z.dtype(), DType::F16);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::scenarios::generation::{digits, frechet, image_grid, Cloud};
 use crate::statistics::quantile;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
-use flows::{Condition, Velocity};
+use flows::{Condition, GradientCheck, Velocity};
 use guidance::flowchef::{
     BackpropGuidance, ClassifierCost, FlowChef, GuidedOutput, LinearMeasurement, StepRule,
 };
@@ -223,6 +223,8 @@ impl Task<'_> {
         let chef = |gamma| FlowChef {
             steps,
             rule: StepRule::Normalized { gamma },
+            // Its evaluations would count for the time of backpropagation.
+            gradient_check: GradientCheck::off(),
             ..FlowChef::default()
         };
         let null = Condition::Null;
