@@ -88,7 +88,7 @@ fn in_three(mut points: Vec<[f64; 3]>) -> f64 {
 
 /// What a point adds to the area under a staircase, walking to the left from the first stair at or
 /// beyond it. `height` is that stair's; `next` gives the stair to the left and takes it away when it
-/// is lower than the point.
+/// is no higher than the point.
 #[inline(always)]
 fn area_gained(
     (x, y): (f64, f64),
