@@ -166,9 +166,9 @@ impl Transfer {
         self.loss.validate()
     }
 
-    /// Trains all experts; `data` gives so many generated clean samples (see [`generate`]), `optimizer`
-    /// is made anew for each expert from its variables and these settings. Returns the losses of
-    /// every update, by expert.
+    /// Trains all experts; `data` gives so many generated clean samples (see
+    /// [`generate`](super::generate())), `optimizer` is made anew for each expert from its variables and
+    /// these settings. Returns the losses of every update, by expert.
     ///
     /// # Errors
     /// As [`validate`](Self::validate); [`Error::Mismatch`] for a schedule of other steps;

@@ -77,7 +77,7 @@ impl Scenario for Ppap {
             metrics: vec![
                 number("accuracy", "class accuracy by the judge", Better::Higher),
                 number("fd", "Fréchet distance", Better::Lower),
-                number("held-out", "accuracy on noised held-out digits", Better::Higher),
+                number("held_out", "accuracy on noised held-out digits", Better::Higher),
                 number("trainable", "trained part of the network, per expert", Better::Neither),
             ],
             claims: vec![
@@ -161,7 +161,7 @@ impl Scenario for Ppap {
             let (bins, mean) = held_out(trial, bank, &others, &schedule)?;
             outcome = outcome
                 .metric("trainable", bank.trainable_fraction())
-                .metric("held-out", mean)
+                .metric("held_out", mean)
                 .curve(bins);
         }
         Ok(outcome.curve(hits).curve(distances))
