@@ -8,10 +8,12 @@
 //!
 //! - On an interval, a density is the even mixture of a Gaussian around each point, as wide as the
 //!   farther of its two neighbors, and one around the middle as wide as the interval, all truncated to it.
-//! - Over choices, it is their frequency, with one point shared by all of them beforehand.
+//! - Over choices, it is their frequency, with one point on each of them beforehand: fewer, and the search
+//!   stays for good with the first choice that did well.
 
 use crate::{Error, Result};
 use candle_core::cpu::erf::erf_f64;
+use std::f64::consts::{SQRT_2, TAU};
 use tensor_core::random::RandomStream;
 
 /// The values of one setting.
@@ -60,8 +62,8 @@ impl Dimension {
             }
             Self::Choice(values) => {
                 let count = |v: &f64| seen.iter().filter(|x| *x == v).count() as f64;
-                let (prior, all) = (1.0 / values.len() as f64, 1.0 + seen.len() as f64);
-                let chances = values.iter().map(|v| (count(v) + prior) / all).collect();
+                let all = (values.len() + seen.len()) as f64;
+                let chances = values.iter().map(|v| (count(v) + 1.0) / all).collect();
                 Density::Frequencies(values, chances)
             }
         }
@@ -143,11 +145,11 @@ impl Mixture {
     }
 
     fn at(&self, x: f64) -> f64 {
-        let below = |x: f64| 0.5 * (1.0 + erf_f64(x / std::f64::consts::SQRT_2));
+        let below = |x: f64| 0.5 * (1.0 + erf_f64(x / SQRT_2));
         let one = |(center, deviation): &(f64, f64)| {
             let standard = |x: f64| (x - center) / deviation;
             let (low, high) = (standard(self.interval.0), standard(self.interval.1));
-            let height = (-0.5 * standard(x).powi(2)).exp() / deviation;
+            let height = (-0.5 * standard(x).powi(2)).exp() / (deviation * TAU.sqrt());
             height / (below(high) - below(low))
         };
         self.parts.iter().map(one).sum::<f64>() / self.parts.len() as f64
@@ -159,7 +161,8 @@ const STARTUP: usize = 10;
 /// Draws from the density of the good points for each setting that is tried.
 const CANDIDATES: usize = 24;
 
-/// The search; see the [module](self) page.
+/// A search by tree-structured Parzen estimators (Bergstra et al., NeurIPS 2011): it is told what came of
+/// points and suggests the next.
 #[derive(Debug, Clone)]
 pub struct Tpe {
     dimensions: Vec<Dimension>,
@@ -290,10 +293,10 @@ mod tests {
     fn beats_random_points_at_the_same_budget() {
         let seeds = 40;
         let wins = (0..seeds).filter(|s| searched(*s) > random(*s)).count();
-        assert!(wins >= 32, "{wins} of {seeds}");
+        assert!(wins >= 28, "{wins} of {seeds}");
         let mean = |of: fn(u64) -> f64| (0..seeds).map(of).sum::<f64>() / seeds as f64;
         let (ours, theirs) = (mean(searched), mean(random));
-        assert!(-ours < -0.5 * theirs, "{ours} against {theirs}");
+        assert!(-ours < -0.6 * theirs, "{ours} against {theirs}");
     }
 
     /// The densities that are compared are densities.

@@ -129,14 +129,19 @@ pub(crate) fn product<T: Scalar>(
                         Some(w) if w.heads > 1 && w.heads == width => {
                             channels(row.clone(), from, csr.perm(), w.values, x, y)
                         }
-                        Some(w) => {
-                            let per_head = width / w.heads;
-                            for (head, y) in y.chunks_exact_mut(per_head).enumerate() {
-                                let coefficient =
-                                    |p: usize| w.values[csr.perm()[p] as usize * w.heads + head];
-                                let offset = head * per_head;
-                                tiles(row.clone(), from, coefficient, x, width, offset, y);
+                        Some(w) if w.heads > 1 => {
+                            let row = row.clone();
+                            // Loops of a known length are vectorized.
+                            match width / w.heads {
+                                4 => heads(row, from, csr.perm(), w, x, y, 4),
+                                8 => heads(row, from, csr.perm(), w, x, y, 8),
+                                16 => heads(row, from, csr.perm(), w, x, y, 16),
+                                d => heads(row, from, csr.perm(), w, x, y, d),
                             }
+                        }
+                        Some(w) => {
+                            let coefficient = |p: usize| w.values[csr.perm()[p] as usize];
+                            tiles(row.clone(), from, coefficient, x, width, 0, y);
                         }
                         None => match factors.cols {
                             Some(c) => {
@@ -171,6 +176,30 @@ fn channels<T: Scalar>(
         let ws = &weights[perm[p] as usize * width..][..width];
         for ((y, x), w) in y.iter_mut().zip(xs).zip(ws) {
             *y += *w * *x;
+        }
+    }
+}
+
+/// One weight for each head of `per_head` channels: a row of `x` is read once for all heads.
+#[inline(always)]
+fn heads<T: Scalar>(
+    row: Range<usize>,
+    from: &[u32],
+    perm: &[u32],
+    w: Weights<'_, T>,
+    x: &[T],
+    y: &mut [T],
+    per_head: usize,
+) {
+    let width = y.len();
+    for p in row {
+        let xs = &x[from[p] as usize * width..][..width];
+        let ws = &w.values[perm[p] as usize * w.heads..][..w.heads];
+        let pairs = y.chunks_exact_mut(per_head).zip(xs.chunks_exact(per_head));
+        for ((y, x), w) in pairs.zip(ws) {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y += *w * *x;
+            }
         }
     }
 }
@@ -281,15 +310,37 @@ pub(crate) fn dots<T: Scalar>(
                             *s = *a * *b;
                         }
                     } else {
-                        for (head, s) in out.iter_mut().enumerate() {
-                            let at = head * per_head;
-                            *s = dot(&a[at..at + per_head], &b[at..at + per_head]);
+                        let pairs = a.chunks_exact(per_head).zip(b.chunks_exact(per_head));
+                        for (s, (a, b)) in out.iter_mut().zip(pairs) {
+                            *s = match per_head {
+                                8 => short_dot::<T, 8>(a, b),
+                                4 => short_dot::<T, 4>(a, b),
+                                _ => dot(a, b),
+                            };
                         }
                     }
                 }
             },
         )
     })
+}
+
+/// A dot product of few numbers, halves added to halves.
+#[inline(always)]
+fn short_dot<T: Scalar, const N: usize>(a: &[T], b: &[T]) -> T {
+    let mut products = [<T as Real>::ZERO; N];
+    for ((p, a), b) in products.iter_mut().zip(a).zip(b) {
+        *p = *a * *b;
+    }
+    let mut half = N / 2;
+    while half > 0 {
+        for i in 0..half {
+            let upper = products[i + half];
+            products[i] += upper;
+        }
+        half /= 2;
+    }
+    products[0]
 }
 
 /// A dot product in 16 lanes that are added in a fixed order.
@@ -396,15 +447,15 @@ pub(crate) fn softmax<T: Scalar>(csr: &Csr, logits: &[T], heads: usize) -> Vec<T
     // In row order first, where a run of rows owns its part; then one pass to the edges' order.
     let mut sorted = vec![<T as Real>::ZERO; logits.len()];
     let run = |rows: Range<usize>, part: &mut [T]| {
+        let (mut max, mut sum) = (
+            vec![<T as Real>::ZERO; heads],
+            vec![<T as Real>::ZERO; heads],
+        );
         let mut at = 0;
         for r in rows {
             let edges = &csr.perm()[csr.row(r)];
-            softmax_row(
-                edges,
-                logits,
-                heads,
-                &mut part[at..at + edges.len() * heads],
-            );
+            let out = &mut part[at..at + edges.len() * heads];
+            softmax_row(edges, logits, (&mut max, &mut sum), out);
             at += edges.len() * heads;
         }
     };
@@ -433,29 +484,43 @@ pub(crate) fn softmax<T: Scalar>(csr: &Csr, logits: &[T], heads: usize) -> Vec<T
     out
 }
 
+/// All heads of a row together, so that the logits of an edge are read once for them.
 #[inline(always)]
-fn softmax_row<T: Scalar>(edges: &[u32], logits: &[T], heads: usize, out: &mut [T]) {
-    let logit = |e: u32, h: usize| logits[e as usize * heads + h];
-    for h in 0..heads {
-        let Some(first) = edges.first() else { return };
-        let larger = |max: T, e: &u32| {
-            let l = logit(*e, h);
-            if l > max || is_nan(l) {
-                l
-            } else {
-                max
+fn softmax_row<T: Scalar>(
+    edges: &[u32],
+    logits: &[T],
+    (max, sum): (&mut [T], &mut [T]),
+    out: &mut [T],
+) {
+    let heads = max.len();
+    let of = |e: u32| &logits[e as usize * heads..][..heads];
+    let Some(first) = edges.first().filter(|_| heads > 0) else {
+        return;
+    };
+    max.copy_from_slice(of(*first));
+    for e in edges {
+        for (max, l) in max.iter_mut().zip(of(*e)) {
+            if *l > *max || is_nan(*l) {
+                *max = *l;
             }
-        };
-        let max = edges.iter().fold(logit(*first, h), larger);
-        let mut sum = <T as Real>::ZERO;
-        for (i, e) in edges.iter().enumerate() {
-            let p = Scalar::exp(logit(*e, h) - max);
-            out[i * heads + h] = p;
-            sum += p;
         }
-        let scale = <T as Real>::ONE / (sum + real(1e-16));
-        for i in 0..edges.len() {
-            out[i * heads + h] *= scale;
+    }
+    sum.fill(<T as Real>::ZERO);
+    for (e, out) in edges.iter().zip(out.chunks_exact_mut(heads)) {
+        for ((p, l), (max, sum)) in out
+            .iter_mut()
+            .zip(of(*e))
+            .zip(max.iter().zip(sum.iter_mut()))
+        {
+            *p = Scalar::exp(*l - *max);
+            *sum += *p;
+        }
+    }
+    let one = |s: &mut T| *s = <T as Real>::ONE / (*s + real(1e-16));
+    sum.iter_mut().for_each(one);
+    for out in out.chunks_exact_mut(heads) {
+        for (p, scale) in out.iter_mut().zip(sum.iter()) {
+            *p *= *scale;
         }
     }
 }

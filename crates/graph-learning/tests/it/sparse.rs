@@ -291,3 +291,41 @@ fn weights_that_cancel_give_zero_and_no_nan() {
     let grads = normal.sum_all().unwrap().backward().unwrap();
     assert!(values(grads.get(&w).unwrap()).iter().all(|g| g.is_finite()));
 }
+
+/// All heads at once give what each head gives by itself, whatever its width.
+#[test]
+fn heads_do_not_mix() {
+    let graph = messy(3, 20, 120);
+    let (edges, heads) = (graph.num_edges(), 3);
+    let weights = normal(1, &[edges, heads], DType::F64);
+    let p = segment_softmax(&graph, &weights).unwrap();
+    for d in [1, 2, 4, 5, 8, 16, 17] {
+        let a = normal(2, &[20, heads, d], DType::F64);
+        let b = normal(3, &[20, heads, d], DType::F64);
+        let sums = spmm(&graph, Some(&weights), &a, Reduce::Sum).unwrap();
+        let dots = sddmm(&graph, &a, &b, EdgeOp::Dot).unwrap();
+        for h in 0..heads {
+            let one = |t: &Tensor| {
+                t.narrow(1, h, 1)
+                    .unwrap()
+                    .squeeze(1)
+                    .unwrap()
+                    .contiguous()
+                    .unwrap()
+            };
+            let (w, a, b) = (one(&weights), one(&a), one(&b));
+            let alone = spmm(&graph, Some(&w), &a, Reduce::Sum).unwrap();
+            assert!(distance(&one(&sums), &alone) < 1e-14, "{d}");
+            let gathered = gather(&graph, &a, Side::Source).unwrap();
+            let product = (gathered * gather(&graph, &b, Side::Target).unwrap()).unwrap();
+            assert!(
+                distance(&one(&dots), &product.sum(1).unwrap()) < 1e-13,
+                "{d}"
+            );
+            assert_eq!(
+                values(&one(&p)),
+                values(&segment_softmax(&graph, &w).unwrap())
+            );
+        }
+    }
+}
