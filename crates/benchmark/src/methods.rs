@@ -90,19 +90,20 @@ pub fn publish(
             ..Published::default()
         }
     };
-    // The table has one row for a method: embedded data on the CPU where there is a choice.
+    // The table has one row for a method, on embedded data; on the CPU where there is a choice.
     for entry in registry.entries() {
         let d = &entry.definition;
-        let mine = results.iter().filter(|r| r.slug == d.slug);
-        if let Some(best) = mine.min_by_key(|r| (r.data != d.data.embedded, r.device != "cpu")) {
+        let on = |data: &str| {
+            let mine = results.iter().filter(|r| r.slug == d.slug && r.data == data);
+            mine.min_by_key(|r| r.device != "cpu").cloned()
+        };
+        if let Some(best) = on(d.data.embedded) {
             published.results.retain(|old| old.slug != d.slug);
-            published.results.push(best.clone());
+            published.results.push(best);
         }
-        let mine = results.iter().filter(|r| r.slug == d.slug);
-        let on_data = mine.filter(|r| Some(r.data.as_str()) == d.data.real);
-        if let Some(best) = on_data.min_by_key(|r| r.device != "cpu") {
+        if let Some(best) = d.data.real.and_then(on) {
             published.on_data.retain(|old| old.slug != d.slug);
-            published.on_data.push(best.clone());
+            published.on_data.push(best);
         }
     }
     let order = |slug: &str| {
