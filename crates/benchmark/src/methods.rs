@@ -94,7 +94,9 @@ pub fn publish(
     for entry in registry.entries() {
         let d = &entry.definition;
         let on = |data: &str| {
-            let mine = results.iter().filter(|r| r.slug == d.slug && r.data == data);
+            let mine = results
+                .iter()
+                .filter(|r| r.slug == d.slug && r.data == data);
             mine.min_by_key(|r| r.device != "cpu").cloned()
         };
         if let Some(best) = on(d.data.embedded) {
