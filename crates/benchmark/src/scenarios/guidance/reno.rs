@@ -67,7 +67,10 @@ impl Scenario for RenoScenario {
             notes: "The paper's learning rate of 5 for |z| = 128 is 0.3 here. Without the regularizer the norm of \
                     these 64 numbers grows too, but by 6 %. The same experiment in PyTorch gives 5 to 7 %, with features \
                     of ReLU, SiLU and tanh units and with twice the pairs, so it is not 10 % here: the norm grows with the way \
-                    to the goal, and by 90 % there when the generator is asked for another class than the goal's.",
+                    to the goal, and by 90 % there when the generator is asked for another class than the goal's. \
+                    With a classifier's log-probability as the reward the noise does not drift here: the samples end at a \
+                    Fréchet distance of 1.2 from the digits, where the best of 50 draws, which are the classifier's surest and \
+                    not typical ones, lie at 2.0. Stopping early is nearer by 0.03 in the mean, on 4 of 5 seeds.",
             data: Data { embedded: "digits", real: None },
             arms: vec![
                 Arm::new("best50", "best of 50 draws", Role::Baseline).fixed(&[("draws", 50.0)]),
