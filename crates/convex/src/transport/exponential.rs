@@ -46,6 +46,18 @@ fn exp(x: f64) -> f64 {
     }
 }
 
+/// `out = exp(-cost * rate - 1)`
+pub(super) fn of_costs(cost: &[f64], rate: f64, out: &mut [f64]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (x, c) in out.iter_mut().zip(cost) {
+                *x = exp(-c * rate - 1.0);
+            }
+        },
+    );
+}
+
 /// `out = exp((alpha - cost - shift) * rate)`, and its sum, in a fixed order.
 pub(super) fn of_differences(
     alpha: &[f64],

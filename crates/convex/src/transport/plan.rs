@@ -19,12 +19,13 @@ impl SparsePlan {
     /// A plan of `rows` rows from its columns; entries of zero are left out.
     pub(super) fn from_columns<C: AsRef<[Entry]>>(
         rows: usize,
-        columns: impl Iterator<Item = C>,
+        columns: impl Iterator<Item = C> + Clone,
     ) -> Self {
+        let most = columns.clone().map(|column| column.as_ref().len()).sum();
         let mut plan = Self {
             rows,
             starts: vec![0],
-            entries: Vec::new(),
+            entries: Vec::with_capacity(most),
         };
         for column in columns {
             let from = plan.entries.len();

@@ -1,11 +1,12 @@
 //! Sinkhorn's alternating scaling, for the entropic problem in the convention
 //! `T = exp((alpha + beta - C) / gamma - 1)`.
 
-use super::exponential::{add, of_differences, raise};
+use super::exponential::{add, of_costs, of_differences, raise};
 use super::projection::Peaks;
 use super::OtProblem;
-use crate::linalg::{axpy, dot};
+use crate::linalg::axpy;
 use crate::{Error, Result};
+use pulp::Arch;
 use rayon::prelude::*;
 
 pub(super) struct Scaling {
@@ -48,11 +49,11 @@ pub(super) fn sinkhorn(problem: &OtProblem, how: Scaling, beta: &[f64]) -> Resul
 fn by_scaling(problem: &OtProblem, how: &Scaling, beta: &[f64]) -> Result<Scaled> {
     let (a, b) = (problem.a(), problem.b());
     let m = a.len();
-    let kernel: Vec<f64> = problem
-        .cost
-        .par_iter()
-        .map(|c| (-c / how.gamma - 1.0).exp())
-        .collect();
+    let mut kernel = vec![0.0; problem.cost.len()];
+    let pieces = kernel.par_chunks_mut(m * WIDTH);
+    pieces
+        .zip(problem.cost.par_chunks(m * WIDTH))
+        .for_each(|(kernel, cost)| of_costs(cost, 1.0 / how.gamma, kernel));
     let mut v: Vec<f64> = beta.iter().map(|x| (x / how.gamma).exp()).collect();
     let mut u = vec![1.0; m];
     let mut rows = rows_of(&kernel, m, &v);
@@ -64,16 +65,7 @@ fn by_scaling(problem: &OtProblem, how: &Scaling, beta: &[f64]) -> Result<Scaled
         let sums: Vec<(Vec<f64>, Vec<f64>)> = kernel
             .par_chunks(m * WIDTH)
             .enumerate()
-            .map(|(piece, kernel)| {
-                let mut sums = vec![0.0; m];
-                let scales = kernel.chunks_exact(m).enumerate().map(|(c, column)| {
-                    let b = b[piece * WIDTH + c];
-                    let scale = if b > 0.0 { b / dot(column, &u) } else { 0.0 };
-                    axpy(scale, column, &mut sums);
-                    scale
-                });
-                (scales.collect(), sums)
-            })
+            .map(|(piece, kernel)| scale_columns(kernel, &b[piece * WIDTH..], &u))
             .collect();
         v.clear();
         rows.fill(0.0);
@@ -99,6 +91,32 @@ fn by_scaling(problem: &OtProblem, how: &Scaling, beta: &[f64]) -> Result<Scaled
         iterations,
         error,
     })
+}
+
+/// The scales `b_j / K_j' u` of some columns, and the sum of the columns times them.
+fn scale_columns(kernel: &[f64], b: &[f64], u: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    const LANES: usize = 32;
+    let (mut scales, mut sums) = (Vec::with_capacity(WIDTH), vec![0.0; u.len()]);
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (column, b) in kernel.chunks_exact(u.len()).zip(b) {
+                let (x, y) = (column.as_chunks::<LANES>(), u.as_chunks::<LANES>());
+                let mut lanes = [0.0; LANES];
+                for (x, y) in x.0.iter().zip(y.0) {
+                    (0..LANES).for_each(|l| lanes[l] += x[l] * y[l]);
+                }
+                let rest = x.1.iter().zip(y.1).map(|(x, y)| x * y);
+                let total = lanes.iter().sum::<f64>() + rest.sum::<f64>();
+                let scale = if *b > 0.0 { b / total } else { 0.0 };
+                for (sum, x) in sums.iter_mut().zip(column) {
+                    *sum += scale * x;
+                }
+                scales.push(scale);
+            }
+        },
+    );
+    (scales, sums)
 }
 
 fn rows_of(kernel: &[f64], m: usize, v: &[f64]) -> Vec<f64> {

@@ -251,11 +251,11 @@ fn complete(problem: &OtProblem, alpha: &mut [f64], beta: &mut [f64], entropic: 
 
 fn omega(plan: &SparsePlan, reg: &OtReg) -> f64 {
     let columns = plan.shape().1;
-    let sum = |f: &dyn Fn(f64) -> f64| -> f64 {
-        (0..columns)
-            .flat_map(|j| plan.column(j))
-            .map(|(_, t)| f(*t))
-            .sum()
+    let sum = |f: &(dyn Fn(f64) -> f64 + Sync)| -> f64 {
+        let column = |j: usize| plan.column(j).iter().map(|(_, t)| f(*t)).sum::<f64>();
+        // Columns are added in order, whatever the number of threads.
+        let sums: Vec<f64> = (0..columns).into_par_iter().map(column).collect();
+        sums.iter().sum()
     };
     match *reg {
         OtReg::None => 0.0,
