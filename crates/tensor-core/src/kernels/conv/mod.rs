@@ -37,6 +37,7 @@ pub struct Window {
 
 impl Window {
     /// Places of the kernel.
+    #[inline]
     pub fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
     }
@@ -98,17 +99,16 @@ pub fn pack<T: Copy>(map: Map, pass: &Pass, weights: &[T], window: &Window) -> V
         Map::Forward => (window.outputs, window.inputs),
         Map::Transposed => (window.inputs, window.outputs),
     };
+    let taps = window.taps();
     let mut packed = Vec::with_capacity(results * sources * pass.taps.len());
     for (first, size) in panels(results) {
         for c in 0..sources {
+            let (start, step) = match map {
+                Map::Forward => ((first * window.inputs + c) * taps, window.inputs * taps),
+                Map::Transposed => ((c * window.inputs + first) * taps, taps),
+            };
             for (tap, _) in &pass.taps {
-                packed.extend((first..first + size).map(|o| {
-                    let (row, column) = match map {
-                        Map::Forward => (o, c),
-                        Map::Transposed => (c, o),
-                    };
-                    weights[(row * window.inputs + column) * window.taps() + tap]
-                }));
+                packed.extend((0..size).map(|o| weights[start + o * step + tap]));
             }
         }
     }
