@@ -293,10 +293,10 @@ mod tests {
     fn beats_random_points_at_the_same_budget() {
         let seeds = 40;
         let wins = (0..seeds).filter(|s| searched(*s) > random(*s)).count();
-        assert!(wins >= 28, "{wins} of {seeds}");
+        assert!(wins >= 32, "{wins} of {seeds}");
         let mean = |of: fn(u64) -> f64| (0..seeds).map(of).sum::<f64>() / seeds as f64;
         let (ours, theirs) = (mean(searched), mean(random));
-        assert!(-ours < -0.6 * theirs, "{ours} against {theirs}");
+        assert!(-ours < -0.5 * theirs, "{ours} against {theirs}");
     }
 
     /// The densities that are compared are densities.

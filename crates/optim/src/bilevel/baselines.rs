@@ -1,13 +1,12 @@
 //! SOBA, MA-SOBA and stocBiO.
 
-use super::bo_rep::{BoRep, BoRepConfig, StepReport};
+use super::bo_rep::{steps_of, BoRep, BoRepConfig, StepReport};
 use super::hyper::{estimate, HyperGradient, LinearSolve};
 use super::problem::{axpy, finite, BatchRequest, BilevelProblem, Oracle};
 use crate::error::check;
-use crate::fused::{counters, part, read_counters, State};
+use crate::fused::{counters, part, State};
 use crate::{Error, Result};
 use candle_core::Tensor;
-use tensor_core::checkpoint::{expect_state, TensorSpec};
 
 /// Hyper-parameters of [`Soba`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -201,15 +200,10 @@ impl StocBio {
     /// A list of everything that is missing, unexpected or of another shape or dtype; nothing is
     /// changed then.
     pub fn load_state(&mut self, state: &State) -> Result<()> {
-        let own = self.state()?;
-        let spec = |(name, tensor): (&String, &Tensor)| {
-            TensorSpec::from((name.as_str(), tensor.dims(), tensor.dtype()))
-        };
-        expect_state(state, own.iter().map(spec))?;
-        let [t] = read_counters(part(state, "t")?)?;
+        let t = steps_of(state, &self.state()?)?;
         let read = |name: &str| Ok::<_, Error>(part(state, name)?.detach().copy()?);
         (self.x, self.y) = (read("x")?, read("y")?);
-        self.t = t as usize;
+        self.t = t;
         Ok(())
     }
 }

@@ -165,6 +165,16 @@ pub struct BoRep {
     t: usize,
 }
 
+/// The steps in a state that has the same parts as `own`.
+pub(super) fn steps_of(state: &State, own: &State) -> Result<usize> {
+    let spec = |(name, tensor): (&String, &Tensor)| {
+        TensorSpec::from((name.as_str(), tensor.dims(), tensor.dtype()))
+    };
+    expect_state(state, own.iter().map(spec))?;
+    let [t] = read_counters(part(state, "t")?)?;
+    Ok(t as usize)
+}
+
 /// What a step moves besides the upper variable.
 struct Place {
     y: Tensor,
@@ -451,15 +461,10 @@ impl BoRep {
     /// A list of everything that is missing, unexpected or of another shape or dtype; nothing is
     /// changed then.
     pub fn load_state(&mut self, state: &State) -> Result<()> {
-        let own = self.state()?;
-        let spec = |(name, tensor): (&String, &Tensor)| {
-            TensorSpec::from((name.as_str(), tensor.dims(), tensor.dtype()))
-        };
-        expect_state(state, own.iter().map(spec))?;
-        let [t] = read_counters(part(state, "t")?)?;
+        let t = steps_of(state, &self.state()?)?;
         let read = |name: &str| Ok::<_, Error>(part(state, name)?.detach().copy()?);
         (self.x, self.y, self.z, self.m) = (read("x")?, read("y")?, read("z")?, read("m")?);
-        self.t = t as usize;
+        self.t = t;
         Ok(())
     }
 }

@@ -79,7 +79,7 @@ impl Scenario for W2pGnn {
         claims.push(Claim::every_seed(
             "domains",
             "two thirds of the domains, or more, find their own other half nearest",
-            metric("halves", "own_first").at_least(0.666),
+            metric("halves", "own_first").at_least(2.0 / 3.0),
         ));
         Definition {
             slug: "w2pgnn",

@@ -1,7 +1,7 @@
 //! Convolutions of one image on the CPU, without a matrix of patches: what layers and per-example
 //! gradients share.
 //!
-//! A [`Window`] says the sizes, [`forward`] and [`input_gradient`] how the image is laid out
+//! A [`Window`] says the sizes, [`Map::plan`] how the image is laid out
 //! ([`Source`]) and which outputs are computed together ([`Pass`]); [`Correlate`] makes lines of
 //! outputs and [`Outer`] adds up a weight's gradient, both in register tiles.
 
@@ -10,7 +10,8 @@ mod plan;
 mod tiles;
 
 pub use lanes::Lanes;
-pub use plan::{forward, input_gradient, Pass, Source, OVERHANG};
+use plan::{forward, input_gradient};
+pub use plan::{Pass, Source, OVERHANG};
 pub use tiles::{panels, Correlate, Outer, PAD, PANEL};
 
 /// Sizes of a convolution of one image by one group of channels, of one or two spatial dimensions;
