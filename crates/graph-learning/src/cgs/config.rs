@@ -1,7 +1,9 @@
 //! Settings.
 
+use crate::sparse::{real, Scalar};
 use crate::{Error, Result};
 use candle_nn::Activation;
+use tensor_core::kernels::Real;
 
 /// How logits become weights whose rows add up to at most 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,6 +54,55 @@ impl Contraction {
                 "a slope in [0, 1]",
             )),
             _ => Ok(()),
+        }
+    }
+
+    /// The function.
+    #[inline(always)]
+    pub(super) fn apply<T: Scalar>(self, x: T) -> T {
+        let zero = <T as Real>::ZERO;
+        match self {
+            Self::Identity => x,
+            Self::Tanh => real(Real::to_f64(x).tanh()),
+            Self::Relu => {
+                if x > zero {
+                    x
+                } else {
+                    zero * x
+                }
+            }
+            Self::LeakyRelu(slope) => {
+                if x > zero {
+                    x
+                } else {
+                    real::<T>(slope) * x
+                }
+            }
+            Self::Sigmoid => real(1.0 / (1.0 + (-Real::to_f64(x)).exp())),
+        }
+    }
+
+    /// The slope, from the value of the function.
+    pub(super) fn slope_at<T: Scalar>(self, y: T) -> T {
+        let (zero, one) = (<T as Real>::ZERO, <T as Real>::ONE);
+        match self {
+            Self::Identity => one,
+            Self::Tanh => one - y * y,
+            Self::Relu => {
+                if y > zero {
+                    one
+                } else {
+                    zero
+                }
+            }
+            Self::LeakyRelu(slope) => {
+                if y > zero {
+                    one
+                } else {
+                    real(slope)
+                }
+            }
+            Self::Sigmoid => y * (one - y),
         }
     }
 }

@@ -54,7 +54,6 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod bicgstab;
 mod config;
 mod data;
 mod encoder;
