@@ -3,7 +3,7 @@
 use crate::{Error, Result};
 
 /// The convolution of every layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum ConvKind {
     /// [`GcnConv`](crate::conv::GcnConv).
     #[default]
@@ -14,6 +14,8 @@ pub enum ConvKind {
     Gat {
         /// Number of heads; 4 as published. It must divide the width.
         heads: usize,
+        /// Slope of the leaky ReLU below 0; 0.2 as published.
+        negative_slope: f64,
     },
 }
 
@@ -54,7 +56,7 @@ pub struct ForwardGnnConfig {
     pub weight_decay: f64,
     /// Epochs of each layer; time steps in all for the top-down models.
     pub epochs: usize,
-    /// Epochs between two looks at the validation nodes.
+    /// Epochs between two looks at the validation nodes; there is none after the first epoch.
     pub val_every: usize,
     /// Looks without strict improvement before a layer is done; 0 for never, then the last weights
     /// stay and validation nodes are not looked at.
@@ -71,7 +73,7 @@ pub struct ForwardGnnConfig {
     pub edge_direction: AugDirection,
     /// Updates without learning before a top-down model answers.
     pub inference_steps: usize,
-    /// The first of these updates, counted from 1, whose outputs are summed.
+    /// The first of these updates, counted from 0, whose outputs are summed.
     pub read_out_from: usize,
     /// Largest norm of a layer's gradient, for the model with top-down loss.
     pub grad_clip: f64,
@@ -138,17 +140,25 @@ impl ForwardGnnConfig {
                 return Err(Error::config(field, value, "a number >= 0"));
             }
         }
-        if let ConvKind::Gat { heads } = self.conv {
+        if let ConvKind::Gat {
+            heads,
+            negative_slope,
+        } = self.conv
+        {
             if heads == 0 || !self.hidden.is_multiple_of(heads) {
                 let expected = format!("a divisor of the width {}", self.hidden);
                 return Err(Error::config("ConvKind::Gat::heads", heads, expected));
             }
+            if !negative_slope.is_finite() {
+                let field = "ConvKind::Gat::negative_slope";
+                return Err(Error::config(field, negative_slope, "a finite number"));
+            }
         }
-        if self.read_out_from == 0 || self.read_out_from > self.inference_steps {
+        if self.read_out_from >= self.inference_steps {
             return Err(Error::config(
                 "ForwardGnnConfig::read_out_from",
                 self.read_out_from,
-                format!("1 to the {} inference steps", self.inference_steps),
+                format!("below the {} inference steps", self.inference_steps),
             ));
         }
         Ok(())

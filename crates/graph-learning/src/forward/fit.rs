@@ -66,7 +66,7 @@ impl Best {
 
     /// Whether validation data are looked at after this epoch.
     pub fn looks(&self, epoch: usize) -> bool {
-        self.patience > 0 && (epoch + 1).is_multiple_of(self.every)
+        self.patience > 0 && epoch > 0 && (epoch + 1).is_multiple_of(self.every)
     }
 
     /// Takes a score; `true` when it is time to stop.

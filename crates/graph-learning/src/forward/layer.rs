@@ -69,9 +69,13 @@ impl Conv {
             ConvKind::Sage => {
                 Self::Sage(SageConv::new(inputs, outputs, SageConfig::default(), vb)?)
             }
-            ConvKind::Gat { heads } => {
+            ConvKind::Gat {
+                heads,
+                negative_slope,
+            } => {
                 let config = GatConfig {
                     heads,
+                    negative_slope,
                     ..GatConfig::default()
                 };
                 Self::Gat(GatConv::new(inputs, outputs / heads, config, vb)?)

@@ -94,7 +94,7 @@ impl States {
         Ok(())
     }
 
-    /// The states after a pass upwards and each of `steps` updates without learning.
+    /// The states after a pass upwards and each of `steps` updates without learning, counted from 0.
     pub fn settle<O: Optimizer>(
         &mut self,
         layers: &[ForwardLayer<O>],
@@ -107,7 +107,7 @@ impl States {
             Ok(layers[layer].output(&input)?.detach())
         };
         self.bottom_up(run)?;
-        for step in 1..=steps {
+        for step in 0..steps {
             self.update(run)?;
             read(step, &self.layers)?;
         }

@@ -30,7 +30,7 @@ struct Setup {
     train: Vec<u32>,
     drawn: Tensor,
     config: ForwardGnnConfig,
-    heads: usize,
+    attention: ConvKind,
 }
 
 /// Checks every tensor of the file.
@@ -76,7 +76,10 @@ impl Setup {
             train: train.map(|v| v as u32).collect(),
             drawn: tensor(reference, "virtual_feats")?,
             config,
-            heads: reference.number("gat_heads")?,
+            attention: ConvKind::Gat {
+                heads: reference.number("gat_heads")?,
+                negative_slope: reference.number("gat_negative_slope")?,
+            },
         })
     }
 
@@ -189,7 +192,7 @@ fn single_forward(reference: &mut Reference, setup: &Setup, case: &str) -> Resul
             &["lin_l.weight", "lin_l.bias", "lin_r.weight"],
         ),
         "gat" => (
-            ConvKind::Gat { heads: setup.heads },
+            setup.attention,
             &["lin.weight", "att_src", "att_dst", "bias"],
         ),
         other => {

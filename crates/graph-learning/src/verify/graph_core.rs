@@ -186,8 +186,10 @@ fn output(
         return SageConv::new(inputs, width, config, vb)?.forward(graph, x);
     }
     if layer.starts_with("gin") {
-        let hidden = weights.0.get("nn.0.weight").map_or(width, |w| w.dims()[0]);
-        let nn = Mlp::new(&[inputs, hidden, width], Activation::Relu, vb.pp("nn"))?;
+        let linear = |i: usize| weights.0.get(&format!("nn.{}.weight", 2 * i));
+        let mut widths = vec![inputs];
+        widths.extend((0..).map_while(linear).map(|w| w.dims()[0]));
+        let nn = Mlp::new(&widths, Activation::Relu, vb.pp("nn"))?;
         let train_eps = weights.0.contains_key("eps");
         let config = GinConfig {
             eps: 0.0,

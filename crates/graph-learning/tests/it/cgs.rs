@@ -15,6 +15,14 @@ fn reference() {
     assert_eq!(report.comparisons.len(), 16);
 }
 
+/// Two nodes, one head, another activation, perceptrons of one and three layers: numbers of an independent computation in PyTorch.
+#[test]
+fn another_reference() {
+    let report = FILES.verify("other/cgs", graph_learning::verify::cgs);
+    assert_passed(&report, |_| false);
+    assert!(report.uncovered.is_empty());
+}
+
 fn iterate(tol: f64) -> Solver {
     Solver::Iterate {
         tol,

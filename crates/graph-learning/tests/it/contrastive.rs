@@ -19,6 +19,14 @@ fn reference() {
     assert_eq!(report.comparisons.len(), 34);
 }
 
+/// A trained slope, some of the nodes in another order, other widths and settings: numbers of an independent computation in PyTorch.
+#[test]
+fn another_reference() {
+    let report = FILES.verify("other/pot", graph_learning::verify::pot);
+    assert_passed(&report, |_| false);
+    assert!(report.uncovered.is_empty());
+}
+
 /// A file of the same form with a shuffled part of the nodes, whose other numbers differ: what is over
 /// all nodes still agrees, what is over the part does not.
 #[test]

@@ -17,6 +17,14 @@ fn reference() {
     assert_eq!(report.comparisons.len(), 53);
 }
 
+/// Two classes, one head and another slope, fewer and more layers: numbers of an independent computation in PyTorch.
+#[test]
+fn another_reference() {
+    let report = FILES.verify("other/forward-gnn", graph_learning::verify::forward_gnn);
+    assert_passed(&report, |_| false);
+    assert!(report.uncovered.is_empty());
+}
+
 /// Convolutions are discovered in the file.
 #[test]
 fn the_adaptor_finds_the_convolutions() {
@@ -74,11 +82,35 @@ fn all_nodes(data: &NodeData) -> Vec<u32> {
     (0..data.y.len() as u32).collect()
 }
 
+/// The slope of the attention is the file's.
+#[test]
+fn the_adaptor_reads_the_slope() {
+    let report = FILES.verify_variant(
+        "forward-gnn",
+        |_, metadata| {
+            metadata
+                .insert("gat_negative_slope".into(), "0.4".into())
+                .unwrap();
+        },
+        graph_learning::verify::forward_gnn,
+    );
+    for comparison in &report.comparisons {
+        let attention = comparison.name.starts_with("sf_gat");
+        assert!(comparison.passed || attention, "{}", comparison.name);
+    }
+    assert!(!passed(&report, "sf_gat_out"));
+}
+
+const GAT: ConvKind = ConvKind::Gat {
+    heads: 2,
+    negative_slope: 0.2,
+};
+
 /// Every convolution and label column; dense and sparse features, with and without what is computed
 /// once, give the same model.
 #[test]
 fn cached_and_sparse_training_is_the_same() {
-    for conv in [ConvKind::Gcn, ConvKind::Sage, ConvKind::Gat { heads: 2 }] {
+    for conv in [ConvKind::Gcn, ConvKind::Sage, GAT] {
         for append_label in [AppendLabel::None, AppendLabel::Input, AppendLabel::All] {
             let run = |cache: bool, dense: bool| {
                 let data = data(3, DType::F64, dense);
@@ -107,6 +139,28 @@ fn cached_and_sparse_training_is_the_same() {
             }
         }
     }
+}
+
+/// Looks begin after the second epoch.
+#[test]
+fn the_first_epoch_is_not_looked_at() {
+    let data = data(5, DType::F32, false);
+    let config = ForwardGnnConfig {
+        layers: 1,
+        epochs: 3,
+        val_every: 1,
+        ..config()
+    };
+    let mut looks = Vec::new();
+    let mut watch = |p: &Progress| {
+        looks.push(p.validation.is_some());
+        ControlFlow::Continue(())
+    };
+    let rng = RandomStream::new(1);
+    single(config, &data, DType::F32)
+        .fit(&data, &rng, &mut watch)
+        .unwrap();
+    assert_eq!(looks, [false, true, true]);
 }
 
 /// A layer's loss has gradients for its own variables alone, and every prefix answers.
@@ -395,14 +449,27 @@ fn bad_input_is_named() {
         ),
         (
             ForwardGnnConfig {
-                conv: ConvKind::Gat { heads: 3 },
+                conv: ConvKind::Gat {
+                    heads: 3,
+                    negative_slope: 0.2,
+                },
                 ..config()
             },
             "divisor",
         ),
         (
             ForwardGnnConfig {
-                read_out_from: 11,
+                conv: ConvKind::Gat {
+                    heads: 2,
+                    negative_slope: f64::NAN,
+                },
+                ..config()
+            },
+            "negative_slope",
+        ),
+        (
+            ForwardGnnConfig {
+                read_out_from: 10,
                 ..config()
             },
             "read_out_from",

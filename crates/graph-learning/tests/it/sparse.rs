@@ -14,6 +14,14 @@ fn reference() {
     assert_eq!(report.comparisons.len(), 66);
 }
 
+/// More features than nodes, three edges, one head, a perceptron of three layers: numbers of an independent computation in PyTorch.
+#[test]
+fn another_reference() {
+    let report = FILES.verify("other/graph-core", graph_learning::verify::graph_core);
+    assert_passed(&report, |_| false);
+    assert!(report.uncovered.is_empty());
+}
+
 fn weights(seed: u64, shape: &[usize]) -> Var {
     var(seed + 1, shape)
 }

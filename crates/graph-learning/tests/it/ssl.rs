@@ -20,6 +20,14 @@ fn reference() {
     assert_eq!(report.comparisons.len(), 35);
 }
 
+/// More features than nodes, other exponents, a decoder of three layers: numbers of an independent computation in PyTorch.
+#[test]
+fn another_reference() {
+    let report = FILES.verify("other/graphfm", graph_learning::verify::graphfm);
+    assert_passed(&report, |_| false);
+    assert!(report.uncovered.is_empty());
+}
+
 /// Nodes named the other way round, fewer steps of the schedules, one exponent less.
 #[test]
 fn the_adaptor_reads_the_form() {
