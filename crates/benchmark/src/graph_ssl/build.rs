@@ -117,7 +117,11 @@ pub fn build(
             Some(_) => GraphMaeConfig::second(),
         };
         GraphMaeConfig {
-            encoder: prelu.clone(),
+            // Where rows of features add up to 1, biases would fit the mean row and little else.
+            encoder: EncoderConfig {
+                bias: false,
+                ..gcn.clone()
+            },
             decoder: EncoderConv::Gcn,
             latent,
             alpha: settings.alpha.unwrap_or(published.alpha),

@@ -48,6 +48,8 @@ pub struct EncoderConfig {
     pub act: EncoderAct,
     /// What follows the last layer.
     pub last_act: EncoderAct,
+    /// A trained bias behind each convolution.
+    pub bias: bool,
     /// Batch norm before each activation.
     pub batch_norm: bool,
     /// Probability that an input feature of a layer is dropped in training (dense ones only).
@@ -62,6 +64,7 @@ impl Default for EncoderConfig {
             widths: vec![128, 128],
             act: EncoderAct::Relu,
             last_act: EncoderAct::Identity,
+            bias: true,
             batch_norm: false,
             dropout: 0.0,
         }
@@ -174,16 +177,18 @@ impl Encoder {
         for (i, outputs) in config.widths.iter().enumerate() {
             let vb = vb.pp(format!("layers.{i}"));
             let conv = match config.conv {
-                EncoderConv::Gcn => Conv::Gcn(GcnConv::new(
-                    width,
-                    *outputs,
-                    GcnConfig::default(),
-                    vb.clone(),
-                )?),
+                EncoderConv::Gcn => {
+                    let gcn = GcnConfig {
+                        bias: config.bias,
+                        ..GcnConfig::default()
+                    };
+                    Conv::Gcn(GcnConv::new(width, *outputs, gcn, vb.clone())?)
+                }
                 EncoderConv::Gat { heads, dropout } => {
                     let gat = GatConfig {
                         heads,
                         dropout,
+                        bias: config.bias,
                         ..GatConfig::default()
                     };
                     Conv::Gat(GatConv::new(width, outputs / heads, gat, vb.clone())?)

@@ -23,7 +23,8 @@ use tensor_core::params::Params;
 pub struct GraphMaeConfig {
     /// The encoder.
     pub encoder: EncoderConfig,
-    /// The decoder's one convolution.
+    /// The decoder's one convolution; it has a bias where the encoder's have. Without biases training is
+    /// better where features are small: they fit the mean row before anything else is learned.
     pub decoder: EncoderConv,
     /// Share of the nodes that are hidden.
     pub mask_rate: f64,
@@ -97,8 +98,8 @@ impl Default for GraphMaeConfig {
                 widths: vec![256, 256],
                 act: prelu,
                 last_act: prelu,
-                batch_norm: false,
                 dropout: 0.2,
+                ..EncoderConfig::default()
             },
             decoder: EncoderConv::Gat {
                 heads: 1,
@@ -202,6 +203,7 @@ impl GraphMae {
         let decoder = EncoderConfig {
             conv: config.decoder,
             widths: vec![inputs],
+            bias: config.encoder.bias,
             ..EncoderConfig::default()
         };
         let bound = 1.0 / (width as f64).sqrt();

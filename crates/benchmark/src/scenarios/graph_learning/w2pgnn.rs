@@ -92,7 +92,7 @@ impl Scenario for W2pGnn {
             krate: "graph-learning",
             module: "feasibility",
             tags: &["graph", "transfer"],
-            version: 2,
+            version: 3,
             summary: "Three pre-training domains, sampled from the graphons uv, exp(-max^0.75) and (u + v)/2: 12 graphs of \
                       60 to 89 nodes each. Four downstream collections: from the first graphon (same), from the mean of the \
                       first and the third (in), from two blocks (sbm), and nearly complete graphs (dense). The distance is \
@@ -102,7 +102,8 @@ impl Scenario for W2pGnn {
             notes: "The arm `halves` takes half of each domain as its basis and asks which basis is nearest to each other \
                     half: the generated domains, or with real data neighborhoods in Cora and CiteSeer and the graphs of \
                     MUTAG and PROTEINS. Those two always find their own other half; Cora and CiteSeer, whose neighborhoods \
-                    are alike, were taken for each other in 5 of 10 cases. The total variation weight of \
+                    are alike, were taken for each other in 5 of 10 cases. The histogram's mixture is at its bound: in one seed \
+                    of five it is 0.506 times as far as two blocks, and 0.22 to 0.29 times in the others. The total variation weight of \
                     the published code keeps little but the density.",
             data: Data { embedded: "graphons", real: Some("graphs") },
             arms: vec![
@@ -204,9 +205,9 @@ fn ranked(
             .first()
             .ok_or_else(|| Error::Trial("no basis was compared".into()))?;
         if !best.fit_trace.is_empty() {
-            let mut curve = Curve::new(format!("fitted loss, {name}"), "step").log_y();
+            let mut curve = Curve::new(format!("fitted loss, {name}"), "step");
             for (k, loss) in best.fit_trace.iter().enumerate() {
-                curve.push((k + 1) as f64, loss.max(1e-12));
+                curve.push((k + 1) as f64, *loss);
             }
             outcome = outcome.curve(curve);
         }
