@@ -103,7 +103,7 @@ pub fn linear_probe(
     Ok(ProbeReport {
         val_accuracy,
         test_accuracy: accuracy(&split.test, labels, |v| prediction[v as usize]),
-        test_f1_macro: f1_macro(&split.test, labels, &prediction, classes),
+        test_f1_macro: f1_macro(&split.test, labels, &prediction, classes)?,
         prediction,
     })
 }
@@ -117,7 +117,15 @@ fn accuracy(nodes: &[u32], labels: &[u32], predict: impl Fn(u32) -> u32) -> f64 
 
 /// The mean over classes of `2 TP / (2 TP + FP + FN)` on some nodes; a class that neither occurs nor is
 /// predicted there is left out.
-pub fn f1_macro(nodes: &[u32], labels: &[u32], prediction: &[u32], classes: usize) -> f64 {
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a node without a label or a prediction.
+pub fn f1_macro(nodes: &[u32], labels: &[u32], prediction: &[u32], classes: usize) -> Result<f64> {
+    let known = labels.len().min(prediction.len());
+    if let Some(bad) = nodes.iter().find(|v| **v as usize >= known) {
+        let expected = format!("below {known} labels and predictions");
+        return Err(Error::argument("node", bad, expected));
+    }
     let (mut sum, mut count) = (0.0, 0.0);
     for class in 0..classes as u32 {
         let (mut hit, mut other) = (0.0, 0.0);
@@ -136,11 +144,7 @@ pub fn f1_macro(nodes: &[u32], labels: &[u32], prediction: &[u32], classes: usiz
             count += 1.0;
         }
     }
-    if count > 0.0 {
-        sum / count
-    } else {
-        0.0
-    }
+    Ok(if count > 0.0 { sum / count } else { 0.0 })
 }
 
 /// `[classes, h + 1]` weights, the last column the bias, with Adam's moments.

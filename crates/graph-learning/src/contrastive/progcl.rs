@@ -42,6 +42,9 @@ impl Default for ProGclConfig {
     }
 }
 
+/// A component of a mixture that holds fewer values than this holds none.
+const VANISHED: f64 = 1e-9;
+
 /// Two beta distributions on `(0, 1)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BetaMixture {
@@ -54,7 +57,8 @@ pub struct BetaMixture {
 }
 
 impl BetaMixture {
-    /// Fits by expectation-maximization with moments, from a split at the median.
+    /// Fits by expectation-maximization with moments, from a split at the median; ends early where a
+    /// component is left without values.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for fewer than 4 values or values outside `[0, 1]`.
@@ -77,6 +81,11 @@ impl BetaMixture {
         for _ in 0..iterations {
             for (w, v) in weights.iter_mut().zip(&inside) {
                 *w = mixture.posterior_low(*v);
+            }
+            let low: f64 = weights.iter().sum();
+            if low.min(inside.len() as f64 - low) < VANISHED {
+                // A component without values has no moments.
+                break;
             }
             mixture = Self::moments(&inside, &weights);
         }

@@ -291,12 +291,16 @@ impl MaskPlan {
         })
     }
 
-    /// Features with the token and the noise in place. `token` is `[1, d]`.
+    /// Features `[n, d]` with the token `[1, d]` and the noise in place.
     ///
     /// # Errors
-    /// Those of candle.
+    /// [`Error::InvalidArgument`] for hidden nodes that `x` has not; those of candle.
     pub fn apply(&self, x: &Tensor, token: &Tensor) -> Result<Tensor> {
-        let (n, device) = (x.dims()[0], x.device());
+        let ((n, _), device) = (x.dims2()?, x.device());
+        let named = self.token.iter().chain(&self.noise).chain(&self.sources);
+        if let Some(bad) = named.copied().find(|v| *v as usize >= n) {
+            return Err(Error::argument("hidden node", bad, format!("below {n}")));
+        }
         let mut from: Vec<u32> = (0..n as u32).collect();
         for (v, s) in self.noise.iter().zip(&self.sources) {
             from[*v as usize] = *s;

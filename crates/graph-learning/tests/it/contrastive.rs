@@ -408,6 +408,22 @@ fn beta_mixtures_find_their_parts() {
     assert!(flat.posterior_low(0.5).is_finite());
 }
 
+proptest! {
+    #![proptest_config(cases(64))]
+
+    /// Whatever the values are, and however long it is fitted.
+    #[test]
+    fn mixtures_of_any_values_are_finite(
+        values in prop::collection::vec(prop_oneof![Just(0.0), Just(1.0), 0.0..1.0f64, 0.49..0.51f64], 4..40),
+        iterations in 0usize..60,
+    ) {
+        let mixture = BetaMixture::fit(&values, iterations).unwrap();
+        for v in [0.0, 0.3, 0.5, 1.0] {
+            prop_assert!((0.0..=1.0).contains(&mixture.posterior_low(v)), "{mixture:?}");
+        }
+    }
+}
+
 #[test]
 fn probes_learn_and_choose_by_validation() {
     let n = 90;
@@ -448,7 +464,11 @@ fn probes_learn_and_choose_by_validation() {
     };
     assert_says(run(&z, &twice), &["split"]);
     // Hand-computed: class 0 has one hit of two, class 1 one hit and one error.
-    let f1 = f1_macro(&[0, 1, 2], &[0, 0, 1], &[0, 1, 1], 3);
+    let f1 = f1_macro(&[0, 1, 2], &[0, 0, 1], &[0, 1, 1], 3).unwrap();
+    assert_says(
+        f1_macro(&[0, 3], &[0; 4], &[0; 3], 1),
+        &["node = 3", "below 3"],
+    );
     assert!((f1 - 2.0 / 3.0).abs() < 1e-15);
 }
 

@@ -308,6 +308,9 @@ fn bad_input_is_named() {
         MaskPlan::new(1.0, 0.5, &[0, 1], &[0], &[0]),
         &["permutation"],
     );
+    let plan = MaskPlan::new(1.0, 0.0, &[0, 2], &[0, 1], &[]).unwrap();
+    let token = normal(1, &[1, 3], DType::F64);
+    assert_says(plan.apply(&two, &token), &["hidden node", "2"]);
     let vars = SeededVars::new(&RandomStream::new(0));
     let place = (DType::F32, &CPU);
     let bad = EncoderConfig {
