@@ -20,8 +20,8 @@ use nn::init::SeededVars;
 use nn::models::{Activation, Mlp, MlpConfig};
 use optim::{AdamW, AdamWConfig};
 
-const SIGMA_DATA: f64 = 0.75;
-const STUDENT_SIGMA: f64 = 5.0;
+pub(crate) const SIGMA_DATA: f64 = 0.75;
+pub(crate) const STUDENT_SIGMA: f64 = 5.0;
 const BATCH: usize = 128;
 const TEACHER_BATCH: usize = 256;
 const SAMPLES: usize = 2000;
@@ -139,13 +139,13 @@ impl Scenario for DisBackScenario {
 }
 
 /// A perceptron over the image and features of the noise level, with its variables.
-struct Net {
+pub(crate) struct Net {
     mlp: Mlp,
-    vars: Vec<(String, Var)>,
+    pub(crate) vars: Vec<(String, Var)>,
 }
 
 impl Net {
-    fn new(stream: &RandomStream, data: &Tensor) -> Result<Self> {
+    pub(crate) fn new(stream: &RandomStream, data: &Tensor) -> Result<Self> {
         let d = data.dims()[1];
         let config = MlpConfig {
             widths: vec![d + 9, 256, 256, 256, d],
@@ -167,7 +167,7 @@ impl Net {
         Ok(other)
     }
 
-    fn denoiser(&self) -> Result<impl Denoiser + '_> {
+    pub(crate) fn denoiser(&self) -> Result<impl Denoiser + '_> {
         let net = |x: &Tensor, c: &Tensor, _: &Condition| -> flows::Result<Tensor> {
             let input = Tensor::cat(&[x, &noise_features(c)?], 1)?;
             Ok(self.mlp.forward_t(&input, true)?)
@@ -175,7 +175,7 @@ impl Net {
         Ok(EdmPrecond::new(net, SIGMA_DATA)?)
     }
 
-    fn adam(&self, lr: f64, beta1: f64, beta2: f64) -> Result<AdamW> {
+    pub(crate) fn adam(&self, lr: f64, beta1: f64, beta2: f64) -> Result<AdamW> {
         let config = AdamWConfig {
             lr,
             beta1,
