@@ -2,15 +2,12 @@
 //! nothing, a training step, an iteration of distillation.
 
 use super::{Case, Peer, Session};
-use crate::scenarios::flows::disback::{Net, SIGMA_DATA, STUDENT_SIGMA};
+use crate::scenarios::flows::disback::{score_distill, settings, Net, STUDENT_SIGMA};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ModuleT;
 use flows::adjoint::{AdjointSolver, GradientMode, RhoOde, States};
-use flows::distillation::{
-    Batch, DenoiserGenerator, KarrasSigmas, OneStepGenerator, Player, ScoreDistill,
-    ScoreDistillConfig,
-};
+use flows::distillation::{Batch, DenoiserGenerator};
 use flows::grid::Spacing;
 use flows::ode::{FixedStep, Method, OdeSolver, Rk45};
 use flows::schedule::{Beta, Ddpm, VpSde};
@@ -271,41 +268,21 @@ fn distillation(session: &mut Session<'_>) -> Result<()> {
     let shape = Tensor::zeros((1, d), DType::F32, &Device::Cpu)?;
     let net = |label: &str| Net::new(&RandomStream::new(0).split(label), &shape);
     let (student, fake, target) = (net("student")?, net("fake")?, net("target")?);
-    let config = ScoreDistillConfig {
-        gen_lr: 2e-4,
-        fake_lr: 1e-3,
-        warmup: 0,
-        sigma_data: SIGMA_DATA,
-        ..ScoreDistillConfig::default()
-    };
-    let levels = KarrasSigmas {
-        min: 0.02,
-        max: 20.0,
-        ..KarrasSigmas::default()
-    };
+    let (config, levels) = settings();
     let spec = json!({
-        "rows": rows, "d": d, "sigma_data": SIGMA_DATA, "student_sigma": STUDENT_SIGMA,
+        "rows": rows, "d": d, "sigma_data": config.sigma_data, "student_sigma": STUDENT_SIGMA,
         "levels": levels.sigmas()?, "range": config.step_range(levels.n),
         "lr": [config.gen_lr, config.fake_lr], "clip": config.max_grad_norm,
     });
     let call = || {
         let generator = DenoiserGenerator::edm(student.denoiser()?, STUDENT_SIGMA)?;
         let (fake_denoiser, target_denoiser) = (fake.denoiser()?, target.denoiser()?);
-        let mut base = ScoreDistill::new(
-            config,
-            levels.levels()?,
-            Player {
-                model: &generator as &dyn OneStepGenerator,
-                vars: student.vars.clone(),
-                optimizer: student.adam(config.gen_lr, 0.0, 0.99)?,
-            },
-            Player {
-                model: &fake_denoiser as &dyn Denoiser,
-                vars: fake.vars.clone(),
-                optimizer: fake.adam(config.fake_lr, 0.0, 0.99)?,
-            },
+        let base = score_distill(
+            (&student, &generator),
+            (&fake, &fake_denoiser),
             &target_denoiser,
-        )?;
+        );
+        let mut base = base?;
         let mut rng = RandomStream::new(1);
         for _ in 0..10 {
             let z = rng.normal(0.0, 1.0, (rows, d), DType::F32, &Device::Cpu)?;

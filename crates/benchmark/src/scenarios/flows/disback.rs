@@ -20,7 +20,7 @@ use nn::init::SeededVars;
 use nn::models::{Activation, Mlp, MlpConfig};
 use optim::{AdamW, AdamWConfig};
 
-pub(crate) const SIGMA_DATA: f64 = 0.75;
+const SIGMA_DATA: f64 = 0.75;
 pub(crate) const STUDENT_SIGMA: f64 = 5.0;
 const BATCH: usize = 128;
 const TEACHER_BATCH: usize = 256;
@@ -141,7 +141,7 @@ impl Scenario for DisBackScenario {
 /// A perceptron over the image and features of the noise level, with its variables.
 pub(crate) struct Net {
     mlp: Mlp,
-    pub(crate) vars: Vec<(String, Var)>,
+    vars: Vec<(String, Var)>,
 }
 
 impl Net {
@@ -175,7 +175,7 @@ impl Net {
         Ok(EdmPrecond::new(net, SIGMA_DATA)?)
     }
 
-    pub(crate) fn adam(&self, lr: f64, beta1: f64, beta2: f64) -> Result<AdamW> {
+    fn adam(&self, lr: f64, beta1: f64, beta2: f64) -> Result<AdamW> {
         let config = AdamWConfig {
             lr,
             beta1,
@@ -228,6 +228,49 @@ fn train_teacher(trial: &TrialContext, net: &Net, data: &Tensor, steps: usize) -
     Ok(())
 }
 
+/// The iterations' settings.
+pub(crate) fn settings() -> (ScoreDistillConfig, KarrasSigmas) {
+    let config = ScoreDistillConfig {
+        gen_lr: 2e-4,
+        fake_lr: 1e-3,
+        warmup: 0,
+        sigma_data: SIGMA_DATA,
+        ..ScoreDistillConfig::default()
+    };
+    let levels = KarrasSigmas {
+        min: 0.02,
+        max: 20.0,
+        ..KarrasSigmas::default()
+    };
+    (config, levels)
+}
+
+/// A run of score distillation by these networks.
+pub(crate) fn score_distill<'a>(
+    (student, generator): (&Net, &'a dyn OneStepGenerator),
+    (fake, denoiser): (&Net, &'a dyn Denoiser),
+    target: &'a dyn Denoiser,
+) -> Result<ScoreDistill<'a, AdamW, AdamW>> {
+    let (config, levels) = settings();
+    let generator = Player {
+        model: generator,
+        vars: student.vars.clone(),
+        optimizer: student.adam(config.gen_lr, 0.0, 0.99)?,
+    };
+    let denoiser = Player {
+        model: denoiser,
+        vars: fake.vars.clone(),
+        optimizer: fake.adam(config.fake_lr, 0.0, 0.99)?,
+    };
+    Ok(ScoreDistill::new(
+        config,
+        levels.levels()?,
+        generator,
+        denoiser,
+        target,
+    )?)
+}
+
 fn distil(
     trial: &TrialContext,
     teacher: &Net,
@@ -243,33 +286,12 @@ fn distil(
     ];
     let generator = DenoiserGenerator::edm(student.denoiser()?, STUDENT_SIGMA)?;
     let (fake_denoiser, target_denoiser) = (fake.denoiser()?, target.denoiser()?);
-    let config = ScoreDistillConfig {
-        gen_lr: 2e-4,
-        fake_lr: 1e-3,
-        warmup: 0,
-        sigma_data: SIGMA_DATA,
-        ..ScoreDistillConfig::default()
-    };
-    let karras = KarrasSigmas {
-        min: 0.02,
-        max: 20.0,
-        ..KarrasSigmas::default()
-    };
-    let mut base = ScoreDistill::new(
-        config,
-        karras.levels()?,
-        Player {
-            model: &generator as &dyn OneStepGenerator,
-            vars: student.vars.clone(),
-            optimizer: student.adam(config.gen_lr, 0.0, 0.99)?,
-        },
-        Player {
-            model: &fake_denoiser as &dyn Denoiser,
-            vars: fake.vars.clone(),
-            optimizer: fake.adam(config.fake_lr, 0.0, 0.99)?,
-        },
+    let base = score_distill(
+        (&student, &generator),
+        (&fake, &fake_denoiser),
         &target_denoiser,
-    )?;
+    );
+    let mut base = base?;
     let latents = |rows: usize, rng: &mut RandomStream| {
         let shape = (rows, data.dims()[1]);
         rng.normal(0.0, 1.0, shape, data.dtype(), data.device())
