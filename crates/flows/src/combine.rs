@@ -242,17 +242,18 @@ where
         }
     }
     let piece = |(c, from, part): (&[T; N], usize, &mut [MaybeUninit<T>])| {
-        let len = part.len();
-        let x = sources.map(|s| &s[from..from + len]);
+        let x = sources.map(|s| &s[from..from + part.len()]);
+        let c = *c;
         pulp::Arch::new().dispatch(
             #[inline(always)]
-            || {
-                for i in 0..len {
-                    let mut value = c[0] * x[0][i];
-                    for j in 1..N {
-                        value = value + c[j] * x[j][i];
-                    }
-                    part[i].write(value);
+            move || {
+                // Copies of the closure's own: what lies behind a reference could be what is written.
+                let (x, c) = (x, c);
+                for (i, out) in part.iter_mut().enumerate() {
+                    // SAFETY: every slice has the length of `part`.
+                    let at = |j: usize| unsafe { *x[j].get_unchecked(i) };
+                    let first = c[0] * at(0);
+                    out.write((1..N).fold(first, |value, j| value + c[j] * at(j)));
                 }
             },
         );

@@ -9,6 +9,7 @@
 //! E[p x0 + q eps | x] = sum_m r_m (p mu_m + (p alpha v_m + q sigma) / s_m (x - alpha mu_m))
 //! ```
 
+use crate::combine::linear_combination;
 use crate::condition::Condition;
 use crate::denoiser::Denoiser;
 use crate::error::{check, Error, Result};
@@ -16,6 +17,8 @@ use crate::level::{Level, Levels};
 use crate::prediction::Prediction;
 use crate::velocity::{read_times, Velocity};
 use candle_core::{DType, Tensor, D};
+use nn::activation::Activation;
+use nn::linear::linear_activation;
 use nn::softmax::{log_softmax, softmax};
 
 /// A logarithm of a weight that is zero; infinity would make NaN of gradients.
@@ -233,13 +236,29 @@ impl AnalyticMixture {
                 ))
             }
         };
-        let means = self.means.to_dtype(x.dtype())?;
-        let products = x.matmul(&means.t()?)?;
         let pull = self.per_component(levels, x, |l, m| l.alpha / self.spread(l, m))?;
-        let mut logits = products
-            .broadcast_mul(&pull)?
-            .broadcast_add(&constant.broadcast_add(&weights)?)?;
-        if self.variances.iter().any(|v| *v != self.variances[0]) {
+        let means = self.means.to_dtype(x.dtype())?;
+        let constant = constant.broadcast_add(&weights)?;
+        let mut logits = match levels {
+            // The level is the same for all rows: it goes into the means.
+            Levels::Same(_) => {
+                let weight = means.broadcast_mul(&pull.t()?)?;
+                let bias = match constant.dims()[0] {
+                    1 => Some(constant.squeeze(0)?),
+                    _ => None,
+                };
+                let z = linear_activation(x, &weight, bias.as_ref(), Activation::Identity)?;
+                match bias {
+                    Some(_) => z,
+                    None => z.broadcast_add(&constant)?,
+                }
+            }
+            Levels::PerRow(_) => x
+                .matmul(&means.t()?)?
+                .broadcast_mul(&pull)?
+                .broadcast_add(&constant)?,
+        };
+        if !self.equal_variances() {
             let rest = self.per_component(levels, x, |l, m| {
                 0.5 / self.spread(l, 0) - 0.5 / self.spread(l, m)
             })?;
@@ -267,12 +286,22 @@ impl AnalyticMixture {
         let gain = |l: &Level, m: usize| {
             (p(l) * l.alpha * self.variances[m] + q(l) * l.sigma) / self.spread(l, m)
         };
-        let on_x = self.per_component(levels, &flat, gain)?;
         let on_mean = self.per_component(levels, &flat, |l, m| p(l) - l.alpha * gain(l, m))?;
         let means = self.means.to_dtype(x.dtype())?;
+        if let (Levels::Same(level), true) = (levels, self.equal_variances()) {
+            // The weights of the components sum to 1: what is left of them on `x` is one number.
+            let means = means.broadcast_mul(&on_mean.t()?)?;
+            let from_means = r.matmul(&means)?.reshape(x.shape())?;
+            return linear_combination(&[(1.0, &from_means), (gain(level, 0), x)]);
+        }
+        let on_x = self.per_component(levels, &flat, gain)?;
         let from_means = r.broadcast_mul(&on_mean)?.matmul(&means)?;
         let factor = r.broadcast_mul(&on_x)?.sum_keepdim(1)?;
         Ok((from_means + flat.broadcast_mul(&factor)?)?.reshape(x.shape())?)
+    }
+
+    fn equal_variances(&self) -> bool {
+        self.variances.iter().all(|v| *v == self.variances[0])
     }
 
     /// Log-density of the noisy sample, `[rows]`.

@@ -133,7 +133,7 @@ pub struct ReportArgs {
     /// Folder of the report.
     #[arg(long, value_name = "DIR", default_value = "target/thalweg/report")]
     pub out: PathBuf,
-    /// Also write results.json and methods.md into the documentation.
+    /// Also write results.json, methods.md and the pictures of chapters into the documentation.
     #[arg(long)]
     pub publish: bool,
     /// Folder of the documentation.

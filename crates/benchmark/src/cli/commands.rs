@@ -165,7 +165,9 @@ pub(super) fn report(registry: &Registry, args: &ReportArgs, out: &mut dyn Write
     if args.publish {
         let sheets = records.sheets(registry, args.suite);
         let results: Vec<ScenarioResult> = sheets.iter().map(|s| s.result()).collect();
-        for path in table::publish(registry, &results, &args.docs)? {
+        let mut written = table::publish(registry, &results, &args.docs)?;
+        written.extend(exporting::chapters::write(&sheets, &args.docs)?);
+        for path in written {
             writeln!(out, "Written: {}", path.display())?;
         }
     }

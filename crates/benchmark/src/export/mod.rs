@@ -1,5 +1,6 @@
 //! Stored results in other programs' formats.
 
+pub mod chapters;
 pub mod tensorboard;
 
 use crate::report::replace;

@@ -1,11 +1,13 @@
 //! Solvers and adjoints on a closed-form field, the loop of a sampler around a denoiser that costs
-//! nothing, a training step.
+//! nothing, a training step, an iteration of distillation.
 
 use super::{Case, Peer, Session};
+use crate::scenarios::flows::disback::{score_distill, settings, Net, STUDENT_SIGMA};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ModuleT;
 use flows::adjoint::{AdjointSolver, GradientMode, RhoOde, States};
+use flows::distillation::{Batch, DenoiserGenerator};
 use flows::grid::Spacing;
 use flows::ode::{FixedStep, Method, OdeSolver, Rk45};
 use flows::schedule::{Beta, Ddpm, VpSde};
@@ -28,6 +30,9 @@ pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
     if session.wants(GROUP, "rectified-flow") {
         solves(session)?;
         training(session)?;
+    }
+    if session.wants(GROUP, "disback") {
+        distillation(session)?;
     }
     if session.wants(GROUP, "adjoint-dpm") {
         gradients(session)?;
@@ -60,12 +65,18 @@ fn solves(session: &mut Session<'_>) -> Result<()> {
     let x = normal("start", &shape)?;
     let (model, mut spec) = mixture(&shape)?;
     spec["steps"] = json!(steps);
-    let solvers: [(&str, &str, Box<dyn OdeSolver + Send + Sync>, &str); 2] = [
+    let solvers: [(&str, &str, Box<dyn OdeSolver + Send + Sync>, &str); 3] = [
         (
             "adaptive solve to 1e-5",
             "Rk45",
             Box::new(Rk45::default()),
             "torchdiffeq dopri5",
+        ),
+        (
+            "adaptive solve to 1e-5",
+            "Rk45",
+            Box::new(Rk45::default()),
+            "scipy solve_ivp RK45",
         ),
         (
             "50 Euler steps",
@@ -107,6 +118,11 @@ fn gradients(session: &mut Session<'_>) -> Result<()> {
         (
             "Discrete",
             GradientMode::Discrete,
+            "torch checkpoint of each step",
+        ),
+        (
+            "Backprop",
+            GradientMode::Backprop { checkpoint: false },
             "torch autograd through all steps",
         ),
     ];
@@ -203,42 +219,84 @@ fn overhead(session: &mut Session<'_>) -> Result<()> {
 }
 
 fn training(session: &mut Session<'_>) -> Result<()> {
-    let (rows, widths) = (256, vec![65, 256, 256, 256, 64]);
-    let spec = json!({ "rows": rows, "widths": widths });
-    let config = MlpConfig {
-        widths,
-        activation: Activation::Silu,
-        ..MlpConfig::default()
+    for peer in ["torch flow training step", "flow_matching training step"] {
+        let (rows, widths) = (256, vec![65, 256, 256, 256, 64]);
+        let spec = json!({ "rows": rows, "widths": widths });
+        let config = MlpConfig {
+            widths,
+            activation: Activation::Silu,
+            ..MlpConfig::default()
+        };
+        let vars = SeededVars::new(&RandomStream::new(0).split("mlp"));
+        let mlp = Mlp::new(&config, vars.builder(DType::F32, &Device::Cpu))?;
+        let net =
+            |x: &Tensor, t: &Tensor| mlp.forward_t(&Tensor::cat(&[x, &t.unsqueeze(1)?], 1)?, true);
+        let adam = AdamWConfig {
+            weight_decay: 0.0,
+            ..AdamWConfig::default()
+        };
+        let all = vars.trainable().into_iter().map(|(_, v)| v).collect();
+        let optimizer = <AdamW as candle_nn::Optimizer>::new(all, adam)?;
+        let config = TrainConfig {
+            lr: 1e-3,
+            warmup: 0,
+            ema_decay: 0.0,
+            ..TrainConfig::default()
+        };
+        let mut trainer = Trainer::new(vars.trainable(), optimizer, config)?;
+        let data = normal("data", &[rows, 64])?;
+        let mut rng = RandomStream::new(1);
+        session.measure(Case {
+            slug: "rectified-flow",
+            operation: format!("training step of a perceptron 65-256-256-256-64, batch {rows}"),
+            ours: "FlowLoss and Trainer",
+            call: Box::new(move || {
+                let noise = rng.normal(0.0, 1.0, data.shape(), DType::F32, &Device::Cpu)?;
+                let loss = FlowLoss::default().sample_and_loss(&net, &noise, &data, &mut rng)?;
+                trainer.step(&loss)?;
+                Ok(())
+            }),
+            peer: Peer::Python(peer, spec),
+        })?;
+    }
+    Ok(())
+}
+
+/// An iteration of score distillation: a step of the student, one of the fake denoiser.
+fn distillation(session: &mut Session<'_>) -> Result<()> {
+    let (rows, d) = (128, 64);
+    let shape = Tensor::zeros((1, d), DType::F32, &Device::Cpu)?;
+    let net = |label: &str| Net::new(&RandomStream::new(0).split(label), &shape);
+    let (student, fake, target) = (net("student")?, net("fake")?, net("target")?);
+    let (config, levels) = settings();
+    let spec = json!({
+        "rows": rows, "d": d, "sigma_data": config.sigma_data, "student_sigma": STUDENT_SIGMA,
+        "levels": levels.sigmas()?, "range": config.step_range(levels.n),
+        "lr": [config.gen_lr, config.fake_lr], "clip": config.max_grad_norm,
+    });
+    let call = || {
+        let generator = DenoiserGenerator::edm(student.denoiser()?, STUDENT_SIGMA)?;
+        let (fake_denoiser, target_denoiser) = (fake.denoiser()?, target.denoiser()?);
+        let base = score_distill(
+            (&student, &generator),
+            (&fake, &fake_denoiser),
+            &target_denoiser,
+        );
+        let mut base = base?;
+        let mut rng = RandomStream::new(1);
+        for _ in 0..10 {
+            let z = rng.normal(0.0, 1.0, (rows, d), DType::F32, &Device::Cpu)?;
+            base.step(&Batch::new(&z), &mut rng)?;
+        }
+        Ok(())
     };
-    let vars = SeededVars::new(&RandomStream::new(0).split("mlp"));
-    let mlp = Mlp::new(&config, vars.builder(DType::F32, &Device::Cpu))?;
-    let net =
-        |x: &Tensor, t: &Tensor| mlp.forward_t(&Tensor::cat(&[x, &t.unsqueeze(1)?], 1)?, true);
-    let adam = AdamWConfig {
-        weight_decay: 0.0,
-        ..AdamWConfig::default()
-    };
-    let all = vars.trainable().into_iter().map(|(_, v)| v).collect();
-    let optimizer = <AdamW as candle_nn::Optimizer>::new(all, adam)?;
-    let config = TrainConfig {
-        lr: 1e-3,
-        warmup: 0,
-        ema_decay: 0.0,
-        ..TrainConfig::default()
-    };
-    let mut trainer = Trainer::new(vars.trainable(), optimizer, config)?;
-    let data = normal("data", &[rows, 64])?;
-    let mut rng = RandomStream::new(1);
     session.measure(Case {
-        slug: "rectified-flow",
-        operation: format!("training step of a perceptron 65-256-256-256-64, batch {rows}"),
-        ours: "FlowLoss and Trainer",
-        call: Box::new(move || {
-            let noise = rng.normal(0.0, 1.0, data.shape(), DType::F32, &Device::Cpu)?;
-            let loss = FlowLoss::default().sample_and_loss(&net, &noise, &data, &mut rng)?;
-            trainer.step(&loss)?;
-            Ok(())
-        }),
-        peer: Peer::Python("torch flow training step", spec),
+        slug: "disback",
+        operation: format!(
+            "10 iterations of matching, perceptrons 73-256-256-256-64, batch {rows}"
+        ),
+        ours: "ScoreDistill",
+        call: Box::new(call),
+        peer: Peer::Python("torch distribution matching", spec),
     })
 }

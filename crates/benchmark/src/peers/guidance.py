@@ -1,4 +1,4 @@
-# Guidance: combinations of two predictions, and noise that is optimized for a reward.
+# Guidance: combinations of two predictions, noise that is optimized for a reward, operators, experts.
 
 
 def two_predictions(spec):
@@ -79,10 +79,7 @@ def guided_loop(spec):
     rule = ClassifierFreeGuidance(guidance_scale=spec["scale"])
     generator = torch.Generator().manual_seed(0)
     widths, rows = spec["widths"], spec["rows"]
-    layers = []
-    for i, (a, b) in enumerate(zip(widths, widths[1:])):
-        layers += [torch.nn.Linear(a, b)] + ([torch.nn.SiLU()] if i + 2 < len(widths) else [])
-    net = torch.nn.Sequential(*layers)
+    net = perceptron(widths)
     noise = torch.randn(rows, widths[-1], generator=generator)
     classes = torch.zeros(2 * rows, widths[0] - widths[-1])
     classes[:rows, 3], classes[rows:, -1] = 1.0, 1.0
@@ -96,3 +93,72 @@ def guided_loop(spec):
             x = alpha_next * (x - sigma * eps) / alpha + sigma_next * eps
 
     return run
+
+
+def operator(name, make):
+    """An operator and its transpose."""
+
+    def prepare(spec):
+        physics, x = make(spec), torch.randn(spec["shape"])
+
+        @torch.no_grad()
+        def run():
+            physics.A_adjoint(physics.A(x))
+
+        return run
+
+    operation(name)(prepare)
+
+
+def inpainting(spec):
+    from deepinv.physics import Inpainting
+
+    image, size = spec["shape"][1:], spec["size"]
+    mask = torch.ones(image)
+    low = [n // 2 - size // 2 for n in image[1:]]
+    mask[:, low[0] : low[0] + size, low[1] : low[1] + size] = 0.0
+    return Inpainting(img_size=tuple(image), mask=mask)
+
+
+def downsampling(spec):
+    from deepinv.physics import Downsampling
+
+    f = spec["factor"]
+    box = torch.full((1, 1, f, f), 1.0 / f**2)
+    return Downsampling(img_size=tuple(spec["shape"][1:]), filter=box, factor=f)
+
+
+operator("deepinv Inpainting", inpainting)
+operator("deepinv Downsampling", downsampling)
+
+
+def expert(name, merged):
+    """Guided steps by a network with adapters."""
+
+    def prepare(spec):
+        from peft import LoraConfig, get_peft_model
+
+        rank, alpha = spec["adapter"]
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=r".*conv")
+        net = get_peft_model(ResNet(spec), config).eval().requires_grad_(False)
+        if merged:
+            net.merge_adapter()
+        noise = torch.randn(spec["shape"])
+
+        def run():
+            x = noise
+            for (alpha, sigma), (alpha_next, sigma_next) in zip(spec["levels"], spec["levels"][1:]):
+                at = x.detach().requires_grad_()
+                log_p = net(at).log_softmax(1)[:, 3].sum()
+                (gradient,) = torch.autograd.grad(log_p, at)
+                with torch.no_grad():
+                    eps = 0.1 * x - spec["scale"] * sigma * gradient
+                    x = alpha_next * (x - sigma * eps) / alpha + sigma_next * eps
+
+        return run
+
+    operation(name)(prepare)
+
+
+expert("peft LoRA", False)
+expert("peft LoRA, merged", True)

@@ -1,22 +1,27 @@
-//! Guidance rules on predictions that are there already, and the loop of noise optimization.
+//! Guidance rules on predictions that are there already, the loop of noise optimization, operators of
+//! inverse problems, guides with adapters.
 
 use super::{Case, Peer, Session};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{ModuleT, VarBuilder};
-use flows::schedule::VpSde;
+use flows::grid::Spacing;
+use flows::schedule::{Beta, Ddpm, VpSde};
 use flows::{
     Closure, Condition, GradientCheck, Grid, Guidance, Level, Levels, Prediction, Sampler,
 };
 use guidance::apg::Convention;
 use guidance::basic::rescale;
 use guidance::gfcg::{Gfcg, OnDenoised};
+use guidance::ppap::{ExpertBank, ExpertGuide, Ranges};
 use guidance::reno::{Named, Reno, RenoConfig};
 use guidance::{AdaptiveGuidance, Apg, Cfg, ClassifierGuidance};
 use nn::init::SeededVars;
-use nn::models::{Activation, Mlp, MlpConfig};
+use nn::lora::PeftSpec;
+use nn::models::{Activation, Mlp, MlpConfig, ResNet, ResNetConfig};
 use nn::softmax::log_softmax;
 use serde_json::json;
+use tensor_core::operator::{AveragePool, LinearOperator, Mask};
 use tensor_core::random::RandomStream;
 
 const GROUP: &str = "guidance";
@@ -34,6 +39,12 @@ pub(super) fn cases(session: &mut Session<'_>) -> Result<()> {
     }
     if session.wants(GROUP, "reno") {
         noise_optimization(session)?;
+    }
+    if session.wants(GROUP, "flowchef") {
+        operators(session)?;
+    }
+    if session.wants(GROUP, "ppap") {
+        experts(session)?;
     }
     if session.wants(GROUP, "adaptive-guidance") {
         fewer_evaluations(session)?;
@@ -244,7 +255,7 @@ fn noise_optimization(session: &mut Session<'_>) -> Result<()> {
         let noise = normal("noise", &shape)?;
         let (gain, target) = (normal("gain", &shape)?, normal("target", &shape)?);
         let call = || {
-            let generate = |z: &Tensor, _: &Condition| Ok((z * &gain)?.tanh()?);
+            let generate = |z: &Tensor, _: &Condition| Ok(Activation::Tanh.of(&(z * &gain)?)?);
             let reward = Named::new("square", |x: &Tensor, _: &Condition| {
                 Ok((x - &target)?.sqr()?.flatten_from(1)?.mean(1)?)
             });
@@ -268,6 +279,99 @@ fn noise_optimization(session: &mut Session<'_>) -> Result<()> {
             peer: Peer::Python(
                 "torch SGD with Nesterov momentum",
                 json!({ "shape": shape, "iterations": ITERATIONS }),
+            ),
+        })?;
+    }
+    Ok(())
+}
+
+/// Measurements and what they say about the image: `A` and `A^T`.
+fn operators(session: &mut Session<'_>) -> Result<()> {
+    let (shape, size, factor) = ([64, 3, 256, 256], 128, 4);
+    let x = normal("images", &shape)?;
+    let mask = Mask::hide_box((256, 256), size, None, DType::F32, &Device::Cpu)?;
+    let pool = AveragePool { factor };
+    let all: [(&str, &str, &(dyn LinearOperator + Sync), &str); 2] = [
+        ("a box hidden", "Mask", &mask, "deepinv Inpainting"),
+        ("pooling by 4", "AveragePool", &pool, "deepinv Downsampling"),
+    ];
+    for (operation, ours, operator, peer) in all {
+        session.measure(Case {
+            slug: "flowchef",
+            operation: format!("{operation}, and back {shape:?}"),
+            ours,
+            call: Box::new(|| {
+                std::hint::black_box(operator.adjoint(&operator.apply(&x)?)?);
+                Ok(())
+            }),
+            peer: Peer::Python(
+                peer,
+                json!({ "shape": shape, "size": size, "factor": factor }),
+            ),
+        })?;
+    }
+    Ok(())
+}
+
+/// Steps guided by one expert of a bank, around a denoiser that costs one multiplication.
+fn experts(session: &mut Session<'_>) -> Result<()> {
+    const STEPS: usize = 4;
+    let (shape, width) = ([16, 3, 32, 32], 32);
+    let config = ResNetConfig {
+        width,
+        ..ResNetConfig::default()
+    };
+    let vars = SeededVars::new(&RandomStream::new(0).split("resnet"));
+    ResNet::new(&config, vars.builder(DType::F32, &Device::Cpu))?;
+    let weights = vars.varmap().data().lock();
+    let weights = weights.map_err(|_| anyhow::anyhow!("the weights are locked"))?;
+    let weights = weights
+        .iter()
+        .map(|(name, var)| (name.clone(), var.as_detached_tensor()));
+    let spec = PeftSpec {
+        targets: Box::new(|name| name.contains("conv")),
+        ..PeftSpec::default()
+    };
+    let train_steps = 1000;
+    let schedule = Ddpm::new(Beta::LINEAR, train_steps)?;
+    let build = move |vb: VarBuilder| Ok(ResNet::new(&config, vb)?);
+    let mut rng = RandomStream::new(1);
+    let ranges = Ranges::new(5, train_steps)?;
+    let bank = ExpertBank::<ResNet>::new(build, weights.collect(), ranges, &spec, &mut rng)?;
+    let grid = Grid::discrete(&schedule, Spacing::Trailing, STEPS)?;
+    let levels: Vec<[f64; 2]> = grid.levels().iter().map(|l| [l.alpha, l.sigma]).collect();
+    let (noise, wanted) = (
+        normal("noise", &shape)?,
+        Condition::classes(&[3], &Device::Cpu)?,
+    );
+    let model = Closure::new(Prediction::Eps, |x: &Tensor, _: &Levels, _: &Condition| {
+        Ok((x * 0.1)?)
+    });
+    for peer in ["peft LoRA, merged", "peft LoRA"] {
+        session.measure(Case {
+            slug: "ppap",
+            operation: format!(
+                "{STEPS} DDIM steps guided by a ResNet-8 of width {width} with adapters {shape:?}"
+            ),
+            ours: "ExpertGuide",
+            call: Box::new(|| {
+                let mut rule = ClassifierGuidance::new(ExpertGuide::new(&bank), SCALE);
+                rule.gradient_check = GradientCheck::off();
+                let mut sampler =
+                    Sampler::new(&model, grid.clone()).guidance(&mut rule as &mut dyn Guidance);
+                std::hint::black_box(
+                    sampler
+                        .sample(&noise, &wanted, None, &RandomStream::new(0))?
+                        .x,
+                );
+                Ok(())
+            }),
+            peer: Peer::Python(
+                peer,
+                json!({
+                    "shape": shape, "width": width, "blocks": 1, "adapter": [spec.rank, spec.alpha],
+                    "scale": SCALE, "levels": levels,
+                }),
             ),
         })?;
     }

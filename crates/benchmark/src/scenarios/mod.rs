@@ -3,7 +3,7 @@
 #[cfg(feature = "convex")]
 mod convex;
 #[cfg(feature = "flows")]
-mod flows;
+pub(crate) mod flows;
 #[cfg(feature = "flows")]
 pub mod generation;
 #[cfg(feature = "graph-learning")]

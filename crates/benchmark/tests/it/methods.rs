@@ -86,6 +86,26 @@ fn every_registered_method_has_published_results_of_its_present_definition() {
     );
 }
 
+#[cfg(feature = "guidance")]
+#[test]
+fn chapters_show_pictures_that_publishing_writes() {
+    use thalweg_benchmark::export::chapters::{FOLDER, PICTURES};
+    let Some(docs) = docs() else { return };
+    let registry = Registry::builtin().unwrap();
+    let chapters = fs::read_dir(docs.join("crates")).unwrap();
+    let chapters: String = chapters
+        .map(|f| fs::read_to_string(f.unwrap().path()).unwrap())
+        .collect();
+    for picture in PICTURES {
+        let mut entries = registry.entries().iter().map(|e| &e.definition);
+        let d = entries.find(|d| d.slug == picture.slug).unwrap();
+        assert!(d.arms.iter().any(|a| a.name == picture.arm), "{picture:?}");
+        assert!(docs.join(FOLDER).join(picture.file).is_file());
+        let link = format!("{FOLDER}/{}", picture.file);
+        assert!(chapters.contains(&link), "no chapter shows {link}");
+    }
+}
+
 #[test]
 fn publishing_writes_both_and_keeps_peers() {
     let folder = tempfile::tempdir().unwrap();

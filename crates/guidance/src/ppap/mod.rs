@@ -138,7 +138,7 @@ impl Ranges {
 }
 
 /// Makes a network from its tensors.
-type Build<'a, M> = Box<dyn Fn(VarBuilder) -> Result<M> + 'a>;
+type Build<'a, M> = Box<dyn Fn(VarBuilder) -> Result<M> + Send + Sync + 'a>;
 
 /// Experts over one frozen network; only their adapters are stored for each.
 pub struct ExpertBank<'a, M> {
@@ -157,7 +157,7 @@ impl<'a, M: ModuleT> ExpertBank<'a, M> {
     /// # Errors
     /// As [`Adapters::new`]; those of `build`.
     pub fn new(
-        build: impl Fn(VarBuilder) -> Result<M> + 'a,
+        build: impl Fn(VarBuilder) -> Result<M> + Send + Sync + 'a,
         weights: BTreeMap<String, Tensor>,
         ranges: Ranges,
         spec: &PeftSpec,

@@ -101,6 +101,10 @@ pub(crate) fn product<T: Scalar>(
     (onto, scale): (Onto, T),
     parallel: bool,
 ) {
+    if onto == Onto::Nothing && scale == T::ONE && out_stride == b.cols && few_rows_of_large(&a, &b)
+    {
+        return few_rows(out, &a, &b.t(), parallel);
+    }
     // Both factors are packed along their inner dimension.
     let (a_copy, b_copy);
     let a = match a.collides() {
@@ -151,5 +155,109 @@ pub(crate) fn product<T: Scalar>(
             false,
             parallelism,
         );
+    }
+}
+
+/// Whether a general product would spend much of its time on packing `b`: its columns are dense and
+/// larger than the second-level cache, and `a` has few rows.
+fn few_rows_of_large<T>(a: &Matrix<'_, T>, b: &Matrix<'_, T>) -> bool {
+    let dense = a.col_stride == 1 && b.row_stride == 1 && b.col_stride >= b.rows;
+    dense && (16..=160).contains(&a.rows) && b.cols >= 64 && b.rows * b.cols >= 1 << 19
+}
+
+/// Rows of the weight in a piece of work.
+const GROUP: usize = 64;
+/// Rows of the output that are transposed together.
+const BLOCK: usize = 16;
+
+/// `out = a w^T` for few rows of `a`: they lie side by side in the vector registers, and the weight goes
+/// by once.
+fn few_rows<T: Scalar>(out: &mut [T], a: &Matrix<'_, T>, w: &Matrix<'_, T>, parallel: bool) {
+    let (m, n, k) = (a.rows, w.rows, a.cols);
+    let width = m.next_multiple_of(64 / size_of::<T>());
+    let mut columns = vec![T::ZERO; k * width];
+    transpose(a, &mut columns, width);
+    let offsets: Vec<usize> = (0..k).map(|i| i * width).collect();
+    let group = |(g, sums): (usize, &mut [T])| {
+        let channels = sums.len() / width;
+        let rows = &w.data[g * GROUP * w.row_stride..];
+        pulp::Arch::new().dispatch(conv::Correlate {
+            weights: &in_panels(rows, (channels, k, w.row_stride)),
+            offsets: &offsets,
+            source: &columns,
+            out: sums,
+            channels,
+            line: m,
+            stride: width,
+        });
+    };
+    let sums = filled(n * width, |sums| match parallel {
+        true => sums
+            .par_chunks_mut(GROUP * width)
+            .enumerate()
+            .for_each(group),
+        false => sums.chunks_mut(GROUP * width).enumerate().for_each(group),
+    });
+    let block = |(b, out): (usize, &mut [T])| {
+        let shape = (n, out.len() / n, width);
+        conv::transpose(&sums[b * BLOCK..], shape, out, n);
+    };
+    let out = &mut out[..m * n];
+    match parallel {
+        true => out.par_chunks_mut(BLOCK * n).enumerate().for_each(block),
+        false => out.chunks_mut(BLOCK * n).enumerate().for_each(block),
+    }
+}
+
+/// Rows `[rows, k]`, `stride` apart, in the order in which [`conv::Correlate`] reads them.
+fn in_panels<T: Scalar>(data: &[T], (rows, k, stride): (usize, usize, usize)) -> Vec<T> {
+    filled(rows * k, |packed| {
+        for (first, size) in conv::panels(rows) {
+            let panel = &mut packed[first * k..][..size * k];
+            conv::transpose(&data[first * stride..], (size, k, stride), panel, size);
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both ways to multiply, by the number of rows, against sums that are written out.
+    fn check<T: Scalar>(tolerance: f64) {
+        let (n, k) = (1027, 515);
+        let number = |i: usize| T::from_f64(((i * 7919) % 2003) as f64 / 1001.0 - 1.0);
+        let w: Vec<T> = (0..n * k).map(number).collect();
+        let w = Matrix::new(&w, n, k);
+        for m in [15, 16, 21, 97, 160, 161] {
+            let a: Vec<T> = (5..5 + m * k).map(number).collect();
+            let a = Matrix::new(&a, m, k);
+            assert_eq!(few_rows_of_large(&a, &w.t()), (16..=160).contains(&m));
+            let multiply = |parallel| {
+                filled(m * n, |out| {
+                    product((out, n), a, w.t(), (Onto::Nothing, T::ONE), parallel);
+                })
+            };
+            let out = multiply(true);
+            for i in [0, m / 2, m - 1] {
+                for j in [0, 63, 64, 500, 1020, 1024, 1026] {
+                    let at = |l: usize| a.data[i * k + l].to_f64() * w.data[j * k + l].to_f64();
+                    let expected: f64 = (0..k).map(at).sum();
+                    assert!((out[i * n + j].to_f64() - expected).abs() < tolerance);
+                }
+            }
+            let bits = |v: Vec<T>| {
+                v.into_iter()
+                    .map(|x| x.to_f64().to_bits())
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(bits(out), bits(multiply(false)));
+        }
+    }
+
+    #[test]
+    fn few_rows_of_a_large_weight_are_multiplied_like_many() {
+        check::<f32>(1e-3);
+        check::<f64>(1e-10);
     }
 }

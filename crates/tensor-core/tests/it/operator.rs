@@ -60,6 +60,41 @@ fn transposes_are_exact() {
     });
 }
 
+/// Images that several tasks share, against sums that are written out.
+#[test]
+fn large_images_are_masked_and_pooled_like_small_ones() {
+    let (c, h, w) = (2, 66, 99);
+    for dtype in [DType::F64, DType::F32] {
+        let tolerance = if dtype == DType::F64 { 1e-12 } else { 1e-5 };
+        let x = normal(20, &[5, c, h, w], dtype);
+        let all = values(&x);
+        let off = |a: &Tensor, expected: &dyn Fn(usize) -> f64| {
+            let pairs = values(a).into_iter().enumerate();
+            pairs
+                .map(|(i, v)| (v - expected(i)).abs())
+                .fold(0.0, f64::max)
+        };
+        for shape in [vec![c, h, w], vec![h, w], vec![c, 1, 1], vec![1, w]] {
+            let weights = normal(21, &shape, dtype);
+            let full = values(&weights.broadcast_as((c, h, w)).unwrap());
+            let masked = Mask::new(&weights).unwrap().apply(&x).unwrap();
+            assert!(off(&masked, &|i| all[i] * full[i % full.len()]) < tolerance);
+        }
+        let pooled = AveragePool { factor: 3 }.apply(&x).unwrap();
+        assert_eq!(pooled.dims(), [5, c, h / 3, w / 3]);
+        let mean = |i: usize| {
+            let (line, j) = (i / (w / 3), i % (w / 3));
+            let at = |k: usize| all[(3 * line + k / 3) * w + 3 * j + k % 3];
+            (0..9).map(at).sum::<f64>() / 9.0
+        };
+        assert!(off(&pooled, &mean) < tolerance);
+        let means = values(&pooled);
+        let spread = AveragePool { factor: 3 }.adjoint(&pooled).unwrap();
+        let ninth = |i: usize| means[(i / w / 3) * (w / 3) + i % w / 3] / 9.0;
+        assert!(off(&spread, &ninth) < tolerance);
+    }
+}
+
 /// What backpropagation makes of the operator is the transpose, too.
 #[test]
 fn they_can_be_differentiated() {

@@ -21,7 +21,7 @@ use nn::models::{Activation, Mlp, MlpConfig};
 use optim::{AdamW, AdamWConfig};
 
 const SIGMA_DATA: f64 = 0.75;
-const STUDENT_SIGMA: f64 = 5.0;
+pub(crate) const STUDENT_SIGMA: f64 = 5.0;
 const BATCH: usize = 128;
 const TEACHER_BATCH: usize = 256;
 const SAMPLES: usize = 2000;
@@ -139,13 +139,13 @@ impl Scenario for DisBackScenario {
 }
 
 /// A perceptron over the image and features of the noise level, with its variables.
-struct Net {
+pub(crate) struct Net {
     mlp: Mlp,
     vars: Vec<(String, Var)>,
 }
 
 impl Net {
-    fn new(stream: &RandomStream, data: &Tensor) -> Result<Self> {
+    pub(crate) fn new(stream: &RandomStream, data: &Tensor) -> Result<Self> {
         let d = data.dims()[1];
         let config = MlpConfig {
             widths: vec![d + 9, 256, 256, 256, d],
@@ -167,7 +167,7 @@ impl Net {
         Ok(other)
     }
 
-    fn denoiser(&self) -> Result<impl Denoiser + '_> {
+    pub(crate) fn denoiser(&self) -> Result<impl Denoiser + '_> {
         let net = |x: &Tensor, c: &Tensor, _: &Condition| -> flows::Result<Tensor> {
             let input = Tensor::cat(&[x, &noise_features(c)?], 1)?;
             Ok(self.mlp.forward_t(&input, true)?)
@@ -228,6 +228,49 @@ fn train_teacher(trial: &TrialContext, net: &Net, data: &Tensor, steps: usize) -
     Ok(())
 }
 
+/// The iterations' settings.
+pub(crate) fn settings() -> (ScoreDistillConfig, KarrasSigmas) {
+    let config = ScoreDistillConfig {
+        gen_lr: 2e-4,
+        fake_lr: 1e-3,
+        warmup: 0,
+        sigma_data: SIGMA_DATA,
+        ..ScoreDistillConfig::default()
+    };
+    let levels = KarrasSigmas {
+        min: 0.02,
+        max: 20.0,
+        ..KarrasSigmas::default()
+    };
+    (config, levels)
+}
+
+/// A run of score distillation by these networks.
+pub(crate) fn score_distill<'a>(
+    (student, generator): (&Net, &'a dyn OneStepGenerator),
+    (fake, denoiser): (&Net, &'a dyn Denoiser),
+    target: &'a dyn Denoiser,
+) -> Result<ScoreDistill<'a, AdamW, AdamW>> {
+    let (config, levels) = settings();
+    let generator = Player {
+        model: generator,
+        vars: student.vars.clone(),
+        optimizer: student.adam(config.gen_lr, 0.0, 0.99)?,
+    };
+    let denoiser = Player {
+        model: denoiser,
+        vars: fake.vars.clone(),
+        optimizer: fake.adam(config.fake_lr, 0.0, 0.99)?,
+    };
+    Ok(ScoreDistill::new(
+        config,
+        levels.levels()?,
+        generator,
+        denoiser,
+        target,
+    )?)
+}
+
 fn distil(
     trial: &TrialContext,
     teacher: &Net,
@@ -243,33 +286,12 @@ fn distil(
     ];
     let generator = DenoiserGenerator::edm(student.denoiser()?, STUDENT_SIGMA)?;
     let (fake_denoiser, target_denoiser) = (fake.denoiser()?, target.denoiser()?);
-    let config = ScoreDistillConfig {
-        gen_lr: 2e-4,
-        fake_lr: 1e-3,
-        warmup: 0,
-        sigma_data: SIGMA_DATA,
-        ..ScoreDistillConfig::default()
-    };
-    let karras = KarrasSigmas {
-        min: 0.02,
-        max: 20.0,
-        ..KarrasSigmas::default()
-    };
-    let mut base = ScoreDistill::new(
-        config,
-        karras.levels()?,
-        Player {
-            model: &generator as &dyn OneStepGenerator,
-            vars: student.vars.clone(),
-            optimizer: student.adam(config.gen_lr, 0.0, 0.99)?,
-        },
-        Player {
-            model: &fake_denoiser as &dyn Denoiser,
-            vars: fake.vars.clone(),
-            optimizer: fake.adam(config.fake_lr, 0.0, 0.99)?,
-        },
+    let base = score_distill(
+        (&student, &generator),
+        (&fake, &fake_denoiser),
         &target_denoiser,
-    )?;
+    );
+    let mut base = base?;
     let latents = |rows: usize, rng: &mut RandomStream| {
         let shape = (rows, data.dims()[1]);
         rng.normal(0.0, 1.0, shape, data.dtype(), data.device())

@@ -1,4 +1,4 @@
 //! Scenarios of `thalweg-flows`.
 
-pub(super) mod disback;
+pub(crate) mod disback;
 pub(super) mod rectified_flow;

@@ -1,7 +1,7 @@
 //! Linear operators with exact transposes: masks, pooling, blur, matrices.
 //!
-//! They act on batches `[rows, ...]` by operations of candle, on any device, so they can also stand
-//! in a graph. `<A x, y> = <x, A^T y>` holds up to rounding for every operator here; the norm of `A`
+//! They act on batches `[rows, ...]` and can stand in a graph. Masks and pooling are one pass over
+//! memory on the CPU in f32 and f64; everything else, and every other device, is operations of candle. `<A x, y> = <x, A^T y>` holds up to rounding for every operator here; the norm of `A`
 //! is found by power iteration on `A^T A`.
 //!
 //! ```
@@ -16,10 +16,13 @@
 //! # Ok::<(), thalweg_tensor_core::Error>(())
 //! ```
 
+mod host;
+
 use crate::random::RandomStream;
 use crate::solve::{power_iteration, PowerConfig};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use host::{has_pass, Pass};
 
 /// A linear map of each row of a batch.
 pub trait LinearOperator {
@@ -132,6 +135,14 @@ impl LinearOperator for Mask {
         let fits = mask.rank() < x.rank()
             && x.shape() == &mask.shape().broadcast_shape_binary_op(x.shape(), "mask")?;
         match fits {
+            true if has_pass(x) => {
+                let whole = mask.dims() == &x.dims()[x.rank() - mask.rank()..];
+                let weights = match whole {
+                    true => mask,
+                    false => mask.broadcast_as(&x.dims()[1..])?.contiguous()?,
+                };
+                Ok(Pass::Mask(weights).of(x)?)
+            }
             true => Ok(x.broadcast_mul(&mask)?),
             false => Err(shape(
                 "x",
@@ -167,6 +178,10 @@ pub struct AveragePool {
 }
 
 impl AveragePool {
+    fn share(&self) -> f64 {
+        1.0 / (self.factor * self.factor) as f64
+    }
+
     fn image(&self, x: &Tensor) -> Result<(usize, usize, usize, usize)> {
         match x.dims() {
             [n, c, h, w] if self.factor > 0 => Ok((*n, *c, *h, *w)),
@@ -178,35 +193,41 @@ impl AveragePool {
         }
     }
 
-    /// Every pixel as a square of its value.
-    fn spread(&self, y: &Tensor) -> Result<Tensor> {
+    /// Every pixel as a square of its value, times a share.
+    fn spread(&self, y: &Tensor, share: f64) -> Result<Tensor> {
         let (n, c, h, w) = self.image(y)?;
-        let f = self.factor;
+        let factor @ f = self.factor;
+        if has_pass(y) {
+            return Ok(Pass::Spread { factor, share }.of(y)?);
+        }
         let wide = y
             .reshape((n, c, h, 1, w, 1))?
             .broadcast_as((n, c, h, f, w, f))?;
-        Ok(wide.reshape((n, c, h * f, w * f))?)
+        Ok(wide.reshape((n, c, h * f, w * f))?.affine(share, 0.0)?)
     }
 }
 
 impl LinearOperator for AveragePool {
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let (n, c, h, w) = self.image(x)?;
-        let f = self.factor;
+        let factor @ f = self.factor;
         if h % f != 0 || w % f != 0 {
             return Err(shape("x", x, format!("height and width that {f} divides")));
         }
+        let share = self.share();
+        if has_pass(x) {
+            return Ok(Pass::Sum { factor, share }.of(x)?);
+        }
         let squares = x.reshape((n, c, h / f, f, w / f, f))?;
-        Ok(squares.sum(5)?.sum(3)?.affine(1.0 / (f * f) as f64, 0.0)?)
+        Ok(squares.sum(5)?.sum(3)?.affine(share, 0.0)?)
     }
 
     fn adjoint(&self, y: &Tensor) -> Result<Tensor> {
-        let share = 1.0 / (self.factor * self.factor) as f64;
-        Ok(self.spread(y)?.affine(share, 0.0)?)
+        self.spread(y, self.share())
     }
 
     fn pseudo_inverse(&self, y: &Tensor) -> Result<Option<Tensor>> {
-        self.spread(y).map(Some)
+        self.spread(y, 1.0).map(Some)
     }
 }
 
