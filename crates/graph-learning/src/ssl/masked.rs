@@ -182,6 +182,7 @@ struct Latent {
     target_projector: PReluPerceptron,
     moving: Params,
     followed: Vec<Var>,
+    /// Steps that are behind.
     steps: usize,
 }
 
@@ -306,17 +307,23 @@ impl SslMethod for GraphMae {
         for hidden in hidden {
             sum = (sum + self.reconstruct(view.graph, &x, &codes, &plan, &hidden, rng)?)?;
         }
-        if let Some(latent) = self.latent.as_mut().filter(|l| l.config.ema_in_loss) {
+        if let Some(latent) = self.latent.as_ref().filter(|l| l.config.ema_in_loss) {
             latent.follow()?;
         }
         Ok(sum)
     }
 
-    fn after_step(&mut self, _: usize) -> Result<()> {
-        match self.latent.as_mut().filter(|l| !l.config.ema_in_loss) {
-            Some(latent) => latent.follow(),
-            None => Ok(()),
+    fn after_step(&mut self, step: usize) -> Result<()> {
+        let Some(latent) = &mut self.latent else {
+            return Ok(());
+        };
+        // The caller's count: it goes on where training was stopped.
+        latent.steps = step;
+        if !latent.config.ema_in_loss {
+            latent.follow()?;
         }
+        latent.steps += 1;
+        Ok(())
     }
 
     fn embed(&self, graph: &Graph, x: &Features, batch: Option<usize>) -> Result<Tensor> {
@@ -381,10 +388,8 @@ impl Latent {
         scaled_cosine_error(&found, &wanted, 1)
     }
 
-    fn follow(&mut self) -> Result<()> {
-        let step = self.steps;
-        self.steps += 1;
-        if step < self.config.delayed_ema {
+    fn follow(&self) -> Result<()> {
+        if self.steps < self.config.delayed_ema {
             return Ok(());
         }
         let online: Vec<Tensor> = self

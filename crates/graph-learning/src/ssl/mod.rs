@@ -18,6 +18,10 @@
 //! and embeddings of all nodes afterwards; whoever trains it owns the optimizer and calls
 //! [`SslMethod::after_step`]. The losses themselves are functions of embeddings in [`losses`].
 //!
+//! To go on after a stop, make the method again, put the values of all its variables back (those of
+//! [`SeededVars::varmap`](crate::SeededVars::varmap): targets and the statistics of norms are among them),
+//! and count the steps on.
+//!
 //! ```
 //! use candle_core::{DType, Device};
 //! use candle_nn::{Optimizer, SGD};

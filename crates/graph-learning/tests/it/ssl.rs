@@ -74,7 +74,10 @@ type Method = Box<dyn SslMethod>;
 
 /// A method at a small width, with variables of its own.
 fn method(name: &str) -> Method {
-    let vars = &SeededVars::new(&RandomStream::new(1).split(name));
+    method_over(name, &SeededVars::new(&RandomStream::new(1).split(name)))
+}
+
+fn method_over(name: &str, vars: &SeededVars) -> Method {
     let place = (DType::F32, &CPU);
     let gcn = EncoderConfig {
         widths: vec![16, 16],
@@ -101,6 +104,7 @@ fn method(name: &str) -> Method {
     };
     let latent = LatentConfig {
         projector: 16,
+        delayed_ema: 4,
         ..LatentConfig::default()
     };
     let bgrl = BgrlConfig {
@@ -185,6 +189,49 @@ fn every_method_learns() {
         assert_eq!(z.dims()[0], 140);
         assert!(values(&z).iter().all(|v| v.is_finite()), "{name}");
         assert_eq!(bits(&z), bits(&run().1), "{name}");
+    }
+}
+
+/// With all variables of the set, targets and statistics of norms among them, put back.
+#[test]
+fn training_goes_on_where_it_stopped() {
+    let data = data();
+    for name in NAMES {
+        let train = |method: &mut Method, steps: std::ops::Range<usize>| {
+            let vars = method.params().iter().map(|(_, var)| var.clone());
+            let mut sgd = candle_nn::SGD::new(vars.collect(), 0.05).unwrap();
+            let view = GraphView {
+                graph: &data.graph,
+                x: &data.x,
+            };
+            for step in steps {
+                let rng = &mut RandomStream::new(6).split(format!("step {step}"));
+                let loss = method.loss(&view, rng).unwrap();
+                sgd.backward_step(&loss).unwrap();
+                method.after_step(step).unwrap();
+            }
+        };
+        let vars = SeededVars::new(&RandomStream::new(1));
+        let mut whole = method_over(name, &vars);
+        train(&mut whole, 0..3);
+        let stopped: Vec<(String, Tensor)> = {
+            let map = vars.varmap().data().lock().unwrap();
+            map.iter()
+                .map(|(name, var)| (name.clone(), var.as_tensor().copy().unwrap()))
+                .collect()
+        };
+        train(&mut whole, 3..7);
+        let vars = SeededVars::new(&RandomStream::new(2));
+        let mut rest = method_over(name, &vars);
+        {
+            let map = vars.varmap().data().lock().unwrap();
+            for (name, value) in &stopped {
+                map[name].set(value).unwrap();
+            }
+        }
+        train(&mut rest, 3..7);
+        let embed = |method: &Method| method.embed(&data.graph, &data.x, None).unwrap();
+        assert!(bits(&embed(&whole)) == bits(&embed(&rest)), "{name}");
     }
 }
 
