@@ -206,7 +206,7 @@ pub(crate) fn same_dtype<const N: usize>(x: &Tensor, others: [Option<&Tensor>; N
 
 /// `z <- f(z + bias)`, row by row.
 #[inline(always)]
-fn finish<T: Scalar>(rows: &mut [T], bias: Option<&[T]>, activation: Activation) {
+pub(crate) fn finish<T: Scalar>(rows: &mut [T], bias: Option<&[T]>, activation: Activation) {
     let Some(bias) = bias else {
         return activation.apply(rows);
     };
@@ -297,32 +297,8 @@ fn gradients<T: Scalar>(
     let rows = x.elem_count() / inputs;
     let (kept, dyv) = (View::new(kept)?, View::new(dy)?);
     let (kept, dy) = (kept.slice::<T>()?, dyv.slice::<T>()?);
-    let mut db = vec![];
-    let dz_memory;
-    let dz: &[T] = if activation == Activation::Identity {
-        if wanted(2) {
-            db = column_sums(dy, outputs);
-        }
-        dy
-    } else {
-        dz_memory = filled(dy.len(), |dz| {
-            let sums = pieces(dz, outputs, |start, dz| {
-                let range = start * outputs..start * outputs + dz.len();
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        activation.gradient(&kept[range.clone()], &dy[range], dz);
-                        match wanted(2) {
-                            true => sum_rows(dz, outputs),
-                            false => vec![],
-                        }
-                    },
-                )
-            });
-            db = total(outputs, sums);
-        });
-        &dz_memory
-    };
+    let (dz, db) = output_gradient(kept, dy, outputs, activation, wanted(2));
+    let dz = dz.as_deref().unwrap_or(dy);
     let dz = Matrix::new(dz, rows, outputs);
     let dx = match wanted(0) {
         true => {
@@ -351,6 +327,41 @@ fn gradients<T: Scalar>(
         false => None,
     };
     Ok(vec![dx, dw, db])
+}
+
+/// `dz = dy f'` for rows of `width` numbers (none where it is `dy`), and its sums over the rows, where
+/// they are wanted.
+pub(crate) fn output_gradient<T: Scalar>(
+    kept: &[T],
+    dy: &[T],
+    width: usize,
+    activation: Activation,
+    sums: bool,
+) -> (Option<Vec<T>>, Vec<T>) {
+    if activation == Activation::Identity {
+        return match sums {
+            true => (None, column_sums(dy, width)),
+            false => (None, vec![]),
+        };
+    }
+    let mut db = vec![];
+    let dz = filled(dy.len(), |dz| {
+        let parts = pieces(dz, width, |start, dz| {
+            let range = start * width..start * width + dz.len();
+            vectorized(
+                #[inline(always)]
+                || {
+                    activation.gradient(&kept[range.clone()], &dy[range], dz);
+                    match sums {
+                        true => sum_rows(dz, width),
+                        false => vec![],
+                    }
+                },
+            )
+        });
+        db = total(width, parts);
+    });
+    (Some(dz), db)
 }
 
 /// Sums over the rows of `[.., width]`.

@@ -163,19 +163,22 @@ const ROWS: usize = 16;
 const BLOCK: usize = 512;
 
 /// The maximum of each of the rows over its mask, and the logarithm of the sum of exponentials of what
-/// they lack to it. `columns` is room for the rows side by side.
+/// they lack to it. `columns` is room for the rows side by side, `flat` for the possible entries.
 #[inline(always)]
 fn log_sums<T: Scalar>(
     x: &[T],
     mask: &[bool],
+    flat: &mut [T],
     columns: &mut [[T; ROWS]],
 ) -> ([T; ROWS], [T; ROWS]) {
     let width = columns.len();
     let low = T::from_f64(f64::NEG_INFINITY);
-    let rows = x.chunks_exact(width).zip(mask.chunks_exact(width));
-    for (r, (row, mask)) in rows.enumerate() {
-        for ((x, m), column) in row.iter().zip(mask).zip(columns.iter_mut()) {
-            column[r] = T::select(*m, *x, low);
+    for ((possible, x), m) in flat.iter_mut().zip(x).zip(mask) {
+        *possible = T::select(*m, *x, low);
+    }
+    for (r, row) in flat[..x.len()].chunks_exact(width).enumerate() {
+        for (x, column) in row.iter().zip(columns.iter_mut()) {
+            column[r] = *x;
         }
     }
     let mut top = [low; ROWS];
@@ -211,6 +214,7 @@ fn forward<T: Scalar>(
     y: &mut [T],
 ) -> Option<usize> {
     let mut columns = vec![[T::ZERO; ROWS]; width];
+    let mut flat = vec![T::ZERO; ROWS * width];
     let mut failed = None;
     for (k, y) in y.chunks_mut(ROWS).enumerate() {
         let from = first + k * ROWS;
@@ -218,7 +222,7 @@ fn forward<T: Scalar>(
         let (x, mask) = (&x[span.clone()], &mask[span]);
         let (top, log) = vectorized(
             #[inline(always)]
-            || log_sums(x, mask, &mut columns),
+            || log_sums(x, mask, &mut flat, &mut columns),
         );
         let rows = x.chunks_exact(width).zip(mask.chunks_exact(width));
         for (r, (y, (row, mask))) in y.iter_mut().zip(rows).enumerate() {
@@ -255,12 +259,16 @@ fn fused<T: Scalar>(logits: &Tensor, mask: &[bool], wanted: &Wanted) -> Result<T
     if let Some(row) = failed {
         return Err(wanted.impossible(row));
     }
+    let shape = Shape::from(n);
+    if !logits.track_op() {
+        return tensor(y, &shape);
+    }
     let (mask, wanted) = (mask.to_vec(), wanted.clone());
     let backward = move |arguments: &[&Tensor], y: &Tensor, dy: &Tensor| {
         let dx = gradient::<T>(arguments[0], y, dy, &mask, &wanted)?;
         Ok(vec![Some(dx)])
     };
-    let node = Computed::new("masked-log-prob", y, &Shape::from(n), backward);
+    let node = Computed::new("masked-log-prob", y, &shape, backward);
     Ok(logits.apply_op1(node)?)
 }
 

@@ -12,6 +12,8 @@
 //! candle operations, which can be differentiated any number of times. f16 and bf16 inputs are
 //! computed in f32 and returned in their own dtype.
 
+mod short;
+
 use crate::kernel::{
     filled, has_kernel, max, pieces, sum, sum2, tensor, vectorized, Computed, Scalar, View,
 };
@@ -182,11 +184,14 @@ fn fused<T: Scalar, const LOG: bool>(x: &Tensor) -> Result<Tensor> {
         let x = view.slice::<T>()?;
         filled(x.len(), |y| {
             pieces(y, width, |first, y| {
-                let x = x[first * width..].chunks_exact(width);
+                let x = &x[first * width..][..y.len()];
                 vectorized(
                     #[inline(always)]
                     || {
-                        for (x, y) in x.zip(y.chunks_exact_mut(width)) {
+                        if width < LANES {
+                            return short::forward::<T, LOG>(x, y, width);
+                        }
+                        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
                             forward_row::<T, LOG>(x, y);
                         }
                     },
@@ -207,13 +212,15 @@ fn gradient<T: Scalar, const LOG: bool>(y: &Tensor, dy: &Tensor, width: usize) -
         let (y, dy) = (yv.slice::<T>()?, dyv.slice::<T>()?);
         filled(y.len(), |dx| {
             pieces(dx, width, |first, dx| {
-                let at = first * width;
-                let rows = y[at..]
-                    .chunks_exact(width)
-                    .zip(dy[at..].chunks_exact(width));
+                let range = first * width..first * width + dx.len();
+                let (y, dy) = (&y[range.clone()], &dy[range]);
                 vectorized(
                     #[inline(always)]
                     || {
+                        if width < LANES {
+                            return short::gradient::<T, LOG>(y, dy, dx, width);
+                        }
+                        let rows = y.chunks_exact(width).zip(dy.chunks_exact(width));
                         for ((y, dy), dx) in rows.zip(dx.chunks_exact_mut(width)) {
                             row_gradient::<T, LOG>(y, dy, dx);
                         }

@@ -50,7 +50,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let length = sequences.first().map_or(0, Vec::len);
     let config = EncoderConfig::small(encoding, length);
     let vars = SeededVars::new(&rng.split("model"));
-    let model = KmerTransformer::new(&config, vars.builder(DType::F64, &Device::Cpu))?;
+    KmerTransformer::new(&config, vars.builder(DType::F64, &Device::Cpu))?;
+    let model = KmerTransformer::new(&config, vars.frozen(DType::F64, &Device::Cpu)?)?;
     let table = OfflineTable::fit(
         &encoding.features_of(&model, &sequences)?,
         &scores,

@@ -115,8 +115,8 @@ fn volume(session: &mut Session<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A small convolutional denoiser with its variables.
-fn model() -> Result<(SeededVars, MaskedDiffusion<CnnDenoiser>)> {
+/// A small convolutional denoiser with its variables, and the same one without.
+fn models() -> Result<(SeededVars, [MaskedDiffusion<CnnDenoiser>; 2])> {
     let config = CnnConfig {
         hidden: 64,
         dilations: vec![1, 4],
@@ -125,18 +125,19 @@ fn model() -> Result<(SeededVars, MaskedDiffusion<CnnDenoiser>)> {
         ..CnnConfig::dna()
     };
     let vars = SeededVars::new(&RandomStream::new(0));
-    let vb = vars.builder(DType::F32, &Device::Cpu);
-    let net = CnnDenoiser::new(&config, vb, &RandomStream::new(0))?;
-    Ok((
-        vars,
-        MaskedDiffusion::new(net, 4, DType::F32, &Device::Cpu)?,
-    ))
+    let over = |vb| -> Result<MaskedDiffusion<CnnDenoiser>> {
+        let net = CnnDenoiser::new(&config, vb, &RandomStream::new(0))?;
+        Ok(MaskedDiffusion::new(net, 4, DType::F32, &Device::Cpu)?)
+    };
+    let trained = over(vars.builder(DType::F32, &Device::Cpu))?;
+    let frozen = over(vars.frozen(DType::F32, &Device::Cpu)?)?;
+    Ok((vars, [trained, frozen]))
 }
 
 /// Whole samples of a convolutional denoiser, against the plain loop over all steps.
 fn sampling(session: &mut Session<'_>) -> Result<()> {
     const STEPS: usize = 64;
-    let (_, model) = model()?;
+    let (_, [_, model]) = models()?;
     for (what, cache) in [("every step", false), ("changed rows", true)] {
         let config = SampleConfig {
             steps: STEPS,
@@ -163,7 +164,7 @@ fn fine_tuning(session: &mut Session<'_>) -> Result<()> {
     const STEPS: usize = 16;
     const SOFT: usize = 6;
     const BATCH: usize = 8;
-    let ((vars, model), (_, frozen)) = (model()?, model()?);
+    let (vars, [model, frozen]) = models()?;
     let shape = (1, LENGTH, 4);
     let weights = RandomStream::new(4).normal(0.0, 1.0, shape, DType::F32, &Device::Cpu)?;
     let reward = move |x: &Tensor| -> sequence_design::Result<Tensor> {
@@ -208,7 +209,7 @@ fn steering(session: &mut Session<'_>) -> Result<()> {
     const STEPS: usize = 32;
     const CANDIDATES: usize = 5;
     const BATCH: usize = 8;
-    let (_, model) = model()?;
+    let (_, [_, model]) = models()?;
     let weights = RandomStream::new(4).normal(0.0, 1.0, (LENGTH, 4), DType::F32, &Device::Cpu)?;
     let weights = weights.to_vec2::<f32>()?;
     let reward = move |x: &Tokens| -> guidance::Result<Tensor> {
@@ -249,7 +250,8 @@ fn designing(session: &mut Session<'_>) -> Result<()> {
     let config = EncoderConfig::small(encoding, 8);
     let mut rng = RandomStream::new(7);
     let vars = SeededVars::new(&rng);
-    let model = KmerTransformer::new(&config, vars.builder(DType::F64, &Device::Cpu))?;
+    KmerTransformer::new(&config, vars.builder(DType::F64, &Device::Cpu))?;
+    let model = KmerTransformer::new(&config, vars.frozen(DType::F64, &Device::Cpu)?)?;
     let mut sequences: Vec<Vec<u8>> = vec![];
     for _ in 0..ROWS {
         let code = rng.below(1 << 16)?;

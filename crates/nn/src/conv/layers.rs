@@ -1,7 +1,7 @@
 //! The layers.
 
 use super::geometry::{Geometry, Settings};
-use super::maps;
+use super::{maps, rows};
 use crate::activation::Activation;
 use crate::kernel::{has_kernel, pieces, sum, tensor, vectorized, Computed, Scalar, View};
 use crate::linear::{check_bias, same_dtype, sum_rows};
@@ -94,32 +94,73 @@ layer! {
     ConvTranspose2d, ConvTranspose2dConfig
 }
 
+impl Conv1d {
+    fn settings(&self) -> Settings {
+        let config = self.config;
+        Settings {
+            rank: 1,
+            stride: config.stride,
+            padding: config.padding,
+            dilation: config.dilation,
+            groups: config.groups,
+            output_padding: 0,
+        }
+    }
+
+    /// The same convolution of sequences whose channels come last, as layers over rows have them: `x`
+    /// `[B, L, C]`, contiguous, gives `[B, L', out]`. Without a stride and without groups it is the
+    /// faster of the two; with them, the layouts are changed before and after.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] and [`Error::DType`] when tensors do not fit.
+    pub fn forward_rows(&self, x: &Tensor) -> Result<Tensor> {
+        if x.rank() != 3 {
+            return Err(Error::shape("input", x.dims(), "[B, L, C]"));
+        }
+        let channels_first = x.transpose(1, 2)?;
+        let geometry = Geometry::forward(&channels_first, self.weight(), &self.settings())?;
+        let Conv1dConfig { stride, groups, .. } = self.config;
+        if !has_kernel(x) || keeps_graph()? || stride * groups > 1 {
+            let y = self.forward(&channels_first)?;
+            return Ok(y.transpose(1, 2)?.contiguous()?);
+        }
+        let Parameters {
+            weight,
+            bias,
+            activation,
+        } = &self.parameters;
+        check_bias(bias.as_ref(), geometry.window.outputs)?;
+        same_dtype(x, [Some(weight), bias.as_ref()])?;
+        let (fused, after) = split(*activation);
+        let parameters = (weight, bias.as_ref());
+        let y = match x.dtype() {
+            DType::F64 => rows::node::<f64>(x, parameters, fused, geometry)?,
+            _ => rows::node::<f32>(x, parameters, fused, geometry)?,
+        };
+        after.of(&y)
+    }
+}
+
+/// What is applied in a node, and what after it: what the derivative needs must be the output.
+fn split(activation: Activation) -> (Activation, Activation) {
+    match activation.keeps_output() {
+        true => (activation, Activation::Identity),
+        false => (Activation::Identity, activation),
+    }
+}
+
 impl Module for Conv1d {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let Conv1dConfig {
-            padding,
-            stride,
-            dilation,
-            groups,
-            cudnn_fwd_algo,
-        } = self.config;
-        let settings = Settings {
-            rank: 1,
-            stride,
-            padding,
-            dilation,
-            groups,
-            output_padding: 0,
-        };
-        let geometry = Geometry::forward(x, self.weight(), &settings)?;
+        let geometry = Geometry::forward(x, self.weight(), &self.settings())?;
+        let config = self.config;
         let by_candle = |x: &Tensor| {
             x.conv1d_with_algo(
                 self.weight(),
-                padding,
-                stride,
-                dilation,
-                groups,
-                cudnn_fwd_algo,
+                config.padding,
+                config.stride,
+                config.dilation,
+                config.groups,
+                config.cudnn_fwd_algo,
             )
         };
         Ok(run(x, &self.parameters, geometry, Map::Forward, by_candle)?)
@@ -325,11 +366,7 @@ fn run_with(
     } = parameters;
     same_dtype(x, [Some(weight), added])?;
     if has_kernel(x) && !keeps_graph()? {
-        // What the activation's derivative needs must be the output.
-        let (fused, after) = match activation.keeps_output() {
-            true => (*activation, Activation::Identity),
-            false => (Activation::Identity, *activation),
-        };
+        let (fused, after) = split(*activation);
         let arguments = (x, weight, added);
         let y = match x.dtype() {
             DType::F64 => node::<f64>(arguments, fused, geometry, map)?,

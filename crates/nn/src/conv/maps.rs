@@ -11,9 +11,9 @@ use tensor_core::kernels::conv::{
 };
 
 /// Multiply-adds below which a piece of work is not worth another thread.
-const WORTH: usize = 200_000;
+pub(super) const WORTH: usize = 200_000;
 /// Pieces that a map is cut into where the batch alone gives fewer.
-const PIECES: usize = 16;
+pub(super) const PIECES: usize = 16;
 /// Outputs that a part of a weight gradient has at least, if the batch has as many.
 const OUTPUTS: usize = 512;
 /// Channels of a group up to which a vector of channels would be mostly empty.

@@ -40,6 +40,7 @@
 mod geometry;
 mod layers;
 mod maps;
+mod rows;
 
 pub use layers::{
     conv1d, conv1d_no_bias, conv2d, conv2d_no_bias, conv_transpose1d, conv_transpose1d_no_bias,

@@ -34,7 +34,7 @@
 mod draw;
 mod seeded;
 
-pub use seeded::{is_buffer, trainable, SeededVars};
+pub use seeded::{frozen, is_buffer, trainable, SeededVars};
 
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};

@@ -103,6 +103,14 @@ impl SeededVars {
         &self.map
     }
 
+    /// What networks are built from that have the values of now for constants: see [`frozen`].
+    ///
+    /// # Errors
+    /// As [`frozen`].
+    pub fn frozen(&self, dtype: DType, device: &Device) -> crate::Result<VarBuilder<'static>> {
+        frozen(&self.map, dtype, device)
+    }
+
     /// The variables that an optimizer should see; see [`trainable`].
     pub fn trainable(&self) -> Vec<(String, Var)> {
         trainable(&self.map)
@@ -180,6 +188,36 @@ pub fn trainable(map: &VarMap) -> Vec<(String, Var)> {
     let mut found: Vec<(String, Var)> = pairs.map(|(n, v)| (n.clone(), v.clone())).collect();
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found
+}
+
+/// A builder over copies of a map's values, as constants: for a network that is run, or differentiated
+/// in its input alone. Backward passes then make no gradients of its parameters, which with variables
+/// they do whether somebody asks for them or not.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor, Var};
+/// use candle_nn::Module;
+/// use thalweg_nn::{init::SeededVars, linear::linear, RandomStream};
+///
+/// let vars = SeededVars::new(&RandomStream::new(7));
+/// let trained = linear(4, 3, vars.builder(DType::F32, &Device::Cpu))?;
+/// let before = linear(4, 3, vars.frozen(DType::F32, &Device::Cpu)?)?;
+/// let x = Var::from_tensor(&Tensor::ones((1, 4), DType::F32, &Device::Cpu)?)?;
+/// let gap = (trained.forward(&x)? - before.forward(&x)?)?.sqr()?.sum_all()?;
+/// let grads = gap.backward()?;
+/// assert!(grads.get(trained.weight()).is_some() && grads.get(before.weight()).is_none());
+/// assert_eq!(gap.to_scalar::<f32>()?, 0.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// Those of candle.
+pub fn frozen(map: &VarMap, dtype: DType, device: &Device) -> crate::Result<VarBuilder<'static>> {
+    let mut constants = HashMap::new();
+    for (name, var) in lock(map).iter() {
+        constants.insert(name.clone(), var.as_detached_tensor().copy()?);
+    }
+    Ok(VarBuilder::from_tensors(constants, dtype, device))
 }
 
 impl std::fmt::Debug for SeededVars {

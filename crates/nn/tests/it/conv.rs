@@ -216,6 +216,62 @@ fn one_dimension_equals_candle_and_has_its_gradient() {
 }
 
 #[test]
+fn channels_last_equal_channels_first() {
+    let sizes = (1usize..4, 1usize..40, 1usize..40, 1usize..60);
+    let kernel = (1usize..6, 0usize..9, 1usize..3, 1usize..4, any::<bool>());
+    runner(120)
+        .run(&(sizes, kernel), |(sizes, kernel)| {
+            let (batch, inputs, outputs, length) = sizes;
+            let (k, padding, stride, dilation, bias) = kernel;
+            prop_assume!(length + 2 * padding > dilation * (k - 1));
+            let config = Conv1dConfig {
+                padding,
+                stride,
+                dilation,
+                ..Default::default()
+            };
+            let x = var(1, &[batch, length, inputs], DType::F64);
+            let w = var(2, &[outputs, inputs, k], DType::F64);
+            let b = var(3, &[outputs], DType::F64);
+            let bt = bias.then(|| b.as_tensor().clone());
+            let layer = Conv1d::new(w.as_tensor().clone(), bt, config);
+            let layer = layer.with_activation(Activation::Tanh);
+            let y = layer.forward_rows(&x).unwrap();
+            let first = x.transpose(1, 2).unwrap().contiguous().unwrap();
+            let other = layer.forward(&first).unwrap().transpose(1, 2).unwrap();
+            prop_assert!(distance(&y, &other) < 1e-12);
+            let mut vars = vec![&x, &w];
+            if bias {
+                vars.push(&b);
+            }
+            let (g, h) = (probe(&y), probe(&other.contiguous().unwrap()));
+            let (g, h) = (g.backward().unwrap(), h.backward().unwrap());
+            for v in vars {
+                let error = distance(g.get(v).unwrap(), h.get(v).unwrap());
+                prop_assert!(error < 1e-12, "{error}");
+            }
+            let single = |t: &Tensor| t.to_dtype(DType::F32).unwrap();
+            let layer32 = Conv1d::new(single(&w), bias.then(|| single(&b)), config);
+            let layer32 = layer32.with_activation(Activation::Tanh);
+            let error = distance(&layer32.forward_rows(&single(&x)).unwrap(), &single(&y));
+            prop_assert!(error < 2e-5, "{error}");
+            Ok(())
+        })
+        .unwrap();
+    let layer = Conv1d::new(normal(1, &[6, 4, 3], DType::F32), None, Default::default());
+    for (shape, word) in [
+        (vec![2, 4], "[B, L, C]"),
+        (vec![2, 9, 3], "4 channels"),
+        (vec![0, 9, 4], "non-empty"),
+        (vec![2, 2, 4], "at least [1, 3]"),
+    ] {
+        let x = Tensor::zeros(shape, DType::F32, &CPU).unwrap();
+        let error = layer.forward_rows(&x).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+#[test]
 fn activations_are_fused_with_their_gradient() {
     let x = var(1, &[2, 5, 7, 6], DType::F64);
     let (w, b) = (var(2, &[9, 5, 3, 3], DType::F64), var(3, &[9], DType::F64));
@@ -311,6 +367,25 @@ fn threads_do_not_change_a_bit_of_convolutions() {
         let one = run(1, batch, groups);
         assert!(one == run(2, batch, groups));
         assert!(one == run(7, batch, groups));
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit_of_channels_last() {
+    let run = |threads: usize, batch: usize| {
+        with_threads(threads, || {
+            let x = var(1, &[batch, 400, 36], DType::F32);
+            let w = var(2, &[72, 36, 5], DType::F32);
+            let layer = Conv1d::new(w.as_tensor().clone(), None, Default::default());
+            let y = layer.forward_rows(&x).unwrap();
+            let grads = probe(&y).backward().unwrap();
+            (bits(&y), [&x, &w].map(|v| bits(grads.get(v).unwrap())))
+        })
+    };
+    for batch in [1, 37] {
+        let one = run(1, batch);
+        assert!(one == run(2, batch));
+        assert!(one == run(7, batch));
     }
 }
 

@@ -279,6 +279,35 @@ fn softmax_over_random_rows() {
 }
 
 #[test]
+fn short_rows_have_the_bits_of_long_ones() {
+    for dtype in [DType::F32, DType::F64] {
+        for (rows, width) in [(1, 1), (3, 2), (37, 5), (16, 9), (40, 17), (33, 31)] {
+            let short = normal(5, &[rows, width], dtype);
+            let weights = normal(6, &[rows, width], dtype);
+            let empty = Tensor::full(f64::NEG_INFINITY, (rows, 40 - width), &CPU).unwrap();
+            let empty = empty.to_dtype(dtype).unwrap();
+            let zeros = empty.zeros_like().unwrap();
+            let long = Tensor::cat(&[&short, &empty], 1).unwrap();
+            let long_weights = Tensor::cat(&[&weights, &zeros], 1).unwrap();
+            for log in [false, true] {
+                let run = |x: &Tensor, w: &Tensor| {
+                    let x = Var::from_tensor(x).unwrap();
+                    let y = match log {
+                        true => log_softmax(&x, 1).unwrap(),
+                        false => softmax(&x, 1).unwrap(),
+                    };
+                    let loss = (&y * w).unwrap().sum_all().unwrap();
+                    let grads = loss.backward().unwrap();
+                    let first = |t: &Tensor| bits(&t.narrow(1, 0, width).unwrap());
+                    (first(&y), first(grads.get(&x).unwrap()))
+                };
+                assert!(run(&short, &weights) == run(&long, &long_weights));
+            }
+        }
+    }
+}
+
+#[test]
 fn masked_entries_get_no_probability() {
     let x = Tensor::new(&[[0f32, f32::NEG_INFINITY, 0.0]], &CPU).unwrap();
     let p = softmax(&x, 1).unwrap().to_vec2::<f32>().unwrap();

@@ -59,7 +59,7 @@ impl Temperature {
 pub struct DrakesConfig {
     /// Steps of a trajectory `S`.
     pub steps_per_traj: usize,
-    /// The gradient goes through the last so many steps.
+    /// The gradient goes through the last so many steps, through all if there are fewer.
     pub truncate_steps: usize,
     /// Temperature of the Gumbel softmax.
     pub gumbel_temp: Temperature,
@@ -117,14 +117,6 @@ impl DrakesConfig {
     pub fn validate(&self) -> Result<()> {
         check::at_least("DrakesConfig::steps_per_traj", self.steps_per_traj, 1)?;
         check::at_least("DrakesConfig::truncate_steps", self.truncate_steps, 1)?;
-        let holds = self.truncate_steps <= self.steps_per_traj;
-        let expected = "at most steps_per_traj";
-        check::require(
-            holds,
-            "DrakesConfig::truncate_steps",
-            self.truncate_steps,
-            expected,
-        )?;
         let temperatures = match self.gumbel_temp {
             Temperature::Constant(value) => [value, value],
             Temperature::Linear { from, to, .. } => [from, to],
@@ -160,6 +152,8 @@ pub struct DrakesReport {
     pub reward_soft: f64,
     /// The reward of the most likely tokens.
     pub reward_hard: f64,
+    /// What the [judge](DrakesTrainer::judged_by) says of them, where there is one.
+    pub reward_eval: Option<f64>,
     /// The divergence of each step, in nats for [`KlForm::Path`].
     pub kl_per_step: Vec<f64>,
     /// The loss.
@@ -183,11 +177,56 @@ pub struct Trajectory {
 }
 
 /// The trainer of DRAKES; see the [module](super) page.
+///
+/// ```
+/// # extern crate nn as thalweg_nn;
+/// # extern crate optim as thalweg_optim;
+/// use candle_core::{DType, Device, Tensor};
+/// use thalweg_nn::init::SeededVars;
+/// use thalweg_optim::{AdamW, AdamWConfig, ParamGroup};
+/// use thalweg_sequence_design::masked_diffusion::{
+///     CnnConfig, CnnDenoiser, DrakesConfig, DrakesTrainer, MaskedDiffusion,
+/// };
+/// use thalweg_sequence_design::{RandomStream, Result};
+///
+/// // Your pre-trained network in the place of this one, whose letters are nearly even.
+/// let rng = RandomStream::new(1);
+/// let vars = SeededVars::new(&rng.split("weights"));
+/// let config = CnnConfig { hidden: 8, kernel: 3, dilations: vec![1], stacks: 1, time: false, ..CnnConfig::dna() };
+/// let over = |vb| -> Result<MaskedDiffusion<CnnDenoiser>> {
+///     MaskedDiffusion::new(CnnDenoiser::new(&config, vb, &rng)?, 4, DType::F32, &Device::Cpu)
+/// };
+/// let model = over(vars.builder(DType::F32, &Device::Cpu))?;
+/// let frozen = over(vars.frozen(DType::F32, &Device::Cpu)?)?;
+///
+/// // Any function of relaxed one-hot sequences with a gradient: here how many letters are G.
+/// let reward = |x: &Tensor| -> Result<Tensor> { Ok(x.narrow(2, 2, 1)?.sum(2)?.sum(1)?) };
+/// let adam = AdamW::with_groups(vec![ParamGroup::named(vars.trainable(), AdamWConfig::adam(1e-2))])?;
+/// let config = DrakesConfig {
+///     steps_per_traj: 8,
+///     truncate_steps: 4,
+///     alpha: 0.1,
+///     batch: 16,
+///     accumulate: 1,
+///     ..DrakesConfig::default()
+/// };
+/// let mut trainer = DrakesTrainer::new(model, frozen, vars.trainable(), &reward, adam, config, 6)?;
+/// let mut stream = RandomStream::new(2);
+/// let mut reports = vec![];
+/// for _ in 0..20 {
+///     reports.push(trainer.step(&mut stream)?);
+/// }
+/// assert!(reports[19].reward_hard > reports[0].reward_hard + 1.0);
+/// // What it costs, in nats.
+/// assert!(reports[19].kl_per_step.iter().sum::<f64>() > reports[0].kl_per_step.iter().sum());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct DrakesTrainer<'a, D, F, O> {
     model: MaskedDiffusion<D>,
     frozen: MaskedDiffusion<F>,
     vars: Vec<(String, Var)>,
     reward: &'a dyn DifferentiableReward,
+    judge: Option<&'a dyn DifferentiableReward>,
     optimizer: O,
     config: DrakesConfig,
     length: usize,
@@ -196,7 +235,9 @@ pub struct DrakesTrainer<'a, D, F, O> {
 
 impl<'a, D: DiscreteDenoiser, F: DiscreteDenoiser, O: Optimizer> DrakesTrainer<'a, D, F, O> {
     /// A trainer of `model`, whose variables are `vars` and in `optimizer`, on sequences of `length`
-    /// tokens; `frozen` is the pre-trained model, with variables of its own.
+    /// tokens; `frozen` is the pre-trained model, with parameters of its own: constants, for choice
+    /// ([`nn::init::frozen`] makes them of a map's variables), as gradients of variables would be
+    /// computed for nothing.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`]; [`Error::Unsupported`] for a reward that gives no gradient in
@@ -222,6 +263,7 @@ impl<'a, D: DiscreteDenoiser, F: DiscreteDenoiser, O: Optimizer> DrakesTrainer<'
             frozen,
             vars,
             reward,
+            judge: None,
             optimizer,
             config,
             length,
@@ -231,29 +273,27 @@ impl<'a, D: DiscreteDenoiser, F: DiscreteDenoiser, O: Optimizer> DrakesTrainer<'
         Ok(trainer)
     }
 
+    /// Reports a second reward of the most likely tokens at every update, one that nothing is trained
+    /// by: an independent oracle shows whether the gain is more than the steering oracle's errors.
+    #[must_use]
+    pub fn judged_by(self, judge: &'a dyn DifferentiableReward) -> Self {
+        Self {
+            judge: Some(judge),
+            ..self
+        }
+    }
+
     fn check_reward(&self) -> Result<()> {
         let shape = (2, self.length, self.model.vocab);
         let even = 1.0 / self.model.vocab as f64;
         let x = Tensor::full(even, shape, &self.model.device)?.to_dtype(self.model.dtype)?;
         let x = Var::from_tensor(&x)?;
-        let score = self.scored(x.as_tensor())?;
+        let score = scored(self.reward, x.as_tensor())?;
         match score.sum_all()?.backward()?.get(&x) {
             Some(_) => Ok(()),
             None => Err(Error::unsupported(
                 "a reward without a gradient in its sequences",
                 "its first layer must be a product with one-hot numbers, not a look-up",
-            )),
-        }
-    }
-
-    fn scored(&self, x: &Tensor) -> Result<Tensor> {
-        let score = self.reward.score(x)?;
-        match score.dims() == [x.dims()[0]] {
-            true => Ok(score),
-            false => Err(Error::shape(
-                "the rewards",
-                score.dims(),
-                format!("[{}]", x.dims()[0]),
             )),
         }
     }
@@ -296,6 +336,7 @@ impl<'a, D: DiscreteDenoiser, F: DiscreteDenoiser, O: Optimizer> DrakesTrainer<'
         let mut report = DrakesReport {
             reward_soft: 0.0,
             reward_hard: 0.0,
+            reward_eval: self.judge.map(|_| 0.0),
             kl_per_step: vec![0.0; c.steps_per_traj],
             loss: 0.0,
             grad_norm: 0.0,
@@ -308,10 +349,12 @@ impl<'a, D: DiscreteDenoiser, F: DiscreteDenoiser, O: Optimizer> DrakesTrainer<'
             let one = self.trajectory_with(&uniforms, first)?;
             let hard = one.sequences.argmax(2)?;
             let hard = one_hot(&hard, self.model.vocab, one.sequences.dtype())?;
-            let hard = numbers(&self.scored(&hard)?)?;
             let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
             report.reward_soft += share * mean(&one.rewards);
-            report.reward_hard += share * mean(&hard);
+            report.reward_hard += share * mean(&numbers(&scored(self.reward, &hard)?)?);
+            if let (Some(judge), Some(sum)) = (self.judge, &mut report.reward_eval) {
+                *sum += share * mean(&numbers(&scored(judge, &hard)?)?);
+            }
             report.loss += share * one.loss;
             let steps = report.kl_per_step.iter_mut().zip(&one.kl);
             steps.for_each(|(sum, kl)| *sum += share * mean(kl));
@@ -404,7 +447,9 @@ struct Run<'t, 'a, D, F, O> {
 
 impl<D: DiscreteDenoiser, F: DiscreteDenoiser, O: Optimizer> Run<'_, '_, D, F, O> {
     fn hard_steps(&self) -> usize {
-        self.relaxation.steps - self.relaxation.truncate_steps
+        self.relaxation
+            .steps
+            .saturating_sub(self.relaxation.truncate_steps)
     }
 
     /// The hard steps: tokens without a graph. The divergence there is differentiated at once, so
@@ -422,7 +467,7 @@ impl<D: DiscreteDenoiser, F: DiscreteDenoiser, O: Optimizer> Run<'_, '_, D, F, O
         for i in 0..self.hard_steps() {
             let step = self.grid[i];
             if counted && i % c.kl_stride == first {
-                let at = model.visit(model.as_input(&state)?, &step, None)?;
+                let at = model.visit(model.as_input(&state)?, &step, None, true)?;
                 let kl = model.divergence(&trainer.frozen, &at, &step, c.kl)?;
                 let kl = kl.affine(c.kl_stride as f64, 0.0)?;
                 self.kl[i] = numbers(&kl)?;
@@ -431,9 +476,12 @@ impl<D: DiscreteDenoiser, F: DiscreteDenoiser, O: Optimizer> Run<'_, '_, D, F, O
                 if self.alpha > 0.0 {
                     trainer.collect(&mut self.grads, &loss.backward()?, 1.0)?;
                 }
+                model.answered(&mut state, &at.logits)?;
+            } else {
+                model.evaluate(&mut state, step.sigma, &config)?;
             }
             let u = &self.uniforms[i * self.per_step..(i + 1) * self.per_step];
-            model.hard_step(&mut state, &step, u, &config)?;
+            model.hard_draw(&mut state, &step, u);
         }
         model.as_input(&state)
     }
@@ -442,7 +490,7 @@ impl<D: DiscreteDenoiser, F: DiscreteDenoiser, O: Optimizer> Run<'_, '_, D, F, O
     fn soft(&self, i: usize, x: Tensor) -> Result<(Tensor, Tensor)> {
         let (trainer, step) = (self.trainer, &self.grid[i]);
         let model = &trainer.model;
-        let at: Visited = model.visit(x, step, Some(&self.relaxation))?;
+        let at: Visited = model.visit(x, step, Some(&self.relaxation), true)?;
         let kl = model.divergence(&trainer.frozen, &at, step, trainer.config.kl)?;
         let u = &self.uniforms[i * self.per_step..(i + 1) * self.per_step];
         let noise = model.noise(u, at.x.dims(), at.x.dtype())?;
@@ -466,7 +514,7 @@ impl<D: DiscreteDenoiser, F: DiscreteDenoiser, O: Optimizer> Run<'_, '_, D, F, O
     /// `-mean reward` with its graph, the rewards and the sequences.
     fn judged(&self, x: &Tensor) -> Result<(Tensor, Vec<f64>, Tensor)> {
         let sequences = self.sequences(x)?;
-        let score = self.trainer.scored(&sequences)?;
+        let score = scored(self.trainer.reward, &sequences)?;
         let loss = score.mean_all()?.neg()?;
         Ok((loss, numbers(&score)?, sequences.detach()))
     }
@@ -532,6 +580,18 @@ impl<D: DiscreteDenoiser, F: DiscreteDenoiser, O: Optimizer> Run<'_, '_, D, F, O
             loss: value,
             grads: self.grads,
         })
+    }
+}
+
+/// The rewards `[B]` of sequences.
+fn scored(reward: &dyn DifferentiableReward, x: &Tensor) -> Result<Tensor> {
+    let score = reward.score(x)?;
+    match score.dims() == [x.dims()[0]] {
+        true => Ok(score),
+        false => {
+            let expected = format!("[{}]", x.dims()[0]);
+            Err(Error::shape("the rewards", score.dims(), expected))
+        }
     }
 }
 

@@ -165,7 +165,7 @@ impl CnnDenoiser {
 
 impl DiscreteDenoiser for CnnDenoiser {
     fn logits(&self, x: &Tensor, sigma: &Tensor, train: bool) -> Result<Tensor> {
-        let mut f = self.first.forward(&x.transpose(1, 2)?.contiguous()?)?;
+        let mut f = self.first.forward_rows(x)?;
         let time = match &self.time {
             Some(features) => {
                 let angle = sigma
@@ -183,14 +183,11 @@ impl DiscreteDenoiser for CnnDenoiser {
                 h = dropout.forward_t(&h, train)?;
             }
             if let (Some(time), Some(layer)) = (&time, &block.time) {
-                h = h.broadcast_add(&layer.forward(time)?.unsqueeze(2)?)?;
+                h = h.broadcast_add(&layer.forward(time)?.unsqueeze(1)?)?;
             }
-            let rows = h.transpose(1, 2)?.contiguous()?;
-            let rows = block.norm.forward(&rows)?.transpose(1, 2)?.contiguous()?;
-            f = (f + block.conv.forward(&rows)?)?;
+            f = (f + block.conv.forward_rows(&block.norm.forward(&h)?)?)?;
         }
-        let rows = f.transpose(1, 2)?.contiguous()?;
-        Ok(self.head[1].forward(&self.head[0].forward(&rows)?)?)
+        Ok(self.head[1].forward(&self.head[0].forward(&f)?)?)
     }
 }
 

@@ -83,20 +83,23 @@ pub(crate) enum Candidate {
 }
 
 /// A token for a masked position: the real ones weigh `p (a - s)`, the mask `s`. The weights are
-/// divided by exponential numbers, and the largest quotient wins.
-fn draw(logits: &[f64], step: &Step, uniforms: &[f64]) -> u32 {
+/// divided by exponential numbers, and the largest quotient wins. `weights` is room for them.
+fn draw(logits: &[f64], step: &Step, uniforms: &[f64], weights: &mut [f64]) -> u32 {
     let real = logits.len() - 1;
     let max = logits[..real]
         .iter()
         .copied()
         .fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = logits[..real].iter().map(|z| (z - max).exp()).sum();
+    for (weight, z) in weights.iter_mut().zip(&logits[..real]) {
+        *weight = (z - max).exp();
+    }
+    let sum: f64 = weights[..real].iter().sum();
     let gain = (step.masked - step.masked_after) / sum;
     let (mut best, mut token) = (f64::NEG_INFINITY, 0);
     for (k, u) in uniforms.iter().enumerate() {
         let weight = match k == real {
             true => step.masked_after,
-            false => gain * (logits[k] - max).exp(),
+            false => gain * weights[k],
         };
         let quotient = weight / exponential(*u);
         if quotient > best {
@@ -128,8 +131,9 @@ pub(crate) fn next_tokens(
 ) -> Candidate {
     let v = mask as usize + 1;
     let rows = logits.chunks(v).zip(uniforms.chunks(v));
+    let mut weights = vec![0.0; v];
     let next = |(token, (z, u)): (&u32, (&[f64], &[f64]))| match *token == mask {
-        true => draw(z, step, u),
+        true => draw(z, step, u, &mut weights),
         false => *token,
     };
     let drawn: Vec<u32> = tokens.iter().zip(rows).map(next).collect();
@@ -200,6 +204,12 @@ impl<D: DiscreteDenoiser> MaskedDiffusion<D> {
         config: &SampleConfig,
     ) -> Result<()> {
         self.evaluate(state, step.sigma, config)?;
+        self.hard_draw(state, step, uniforms);
+        Ok(())
+    }
+
+    /// The draws of a hard step, where every row with masks knows its logits.
+    pub(super) fn hard_draw(&self, state: &mut State, step: &Step, uniforms: &[f64]) {
         let (l, v, mask) = (state.length, self.vocab + 1, self.mask());
         let rows = state.tokens.par_chunks_mut(l).zip(&mut state.logits);
         rows.zip(uniforms.par_chunks(l * v))
@@ -210,18 +220,23 @@ impl<D: DiscreteDenoiser> MaskedDiffusion<D> {
                     *known = None;
                 }
             });
+    }
+
+    /// Takes the network's logits of all rows, from a pass that was made for another purpose.
+    pub(super) fn answered(&self, state: &mut State, logits: &Tensor) -> Result<()> {
+        let z = checked(logits)?;
+        let rows = z.chunks(state.length * (self.vocab + 1));
+        for (known, z) in state.logits.iter_mut().zip(rows) {
+            *known = Some(z.to_vec());
+        }
+        state.evaluations += state.logits.len();
         Ok(())
     }
 
     /// The network's logits for tokens `[B, L]`, on the host.
     pub(crate) fn host_logits(&self, tokens: &Tensor, sigma: f64) -> Result<Vec<f64>> {
         let x = one_hot(tokens, self.vocab + 1, self.dtype)?;
-        let z = self.logits(&x, &vec![sigma; x.dims()[0]], false)?.detach();
-        let z = z.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
-        match z.iter().any(|z| z.is_nan()) {
-            true => Err(Error::non_finite("a logit of the network")),
-            false => Ok(z),
-        }
+        checked(&self.logits(&x, &vec![sigma; x.dims()[0]], false)?)
     }
 
     /// Replaces what is still masked by the most likely tokens.
@@ -356,6 +371,15 @@ impl<D: DiscreteDenoiser> MaskedDiffusion<D> {
             .narrow(2, self.vocab, 1)?
             .affine(0.0, step.masked_after)?;
         Ok(Tensor::cat(&[&real, &stay], 2)?)
+    }
+}
+
+/// Logits on the host.
+fn checked(logits: &Tensor) -> Result<Vec<f64>> {
+    let z = super::drakes::numbers(logits)?;
+    match z.iter().any(|z| z.is_nan()) {
+        true => Err(Error::non_finite("a logit of the network")),
+        false => Ok(z),
     }
 }
 

@@ -48,6 +48,8 @@ pub(super) struct Visited {
     pub x: Tensor,
     /// How much of each position is kept, `[B, L, 1]`.
     pub copy: Tensor,
+    /// The model's logits there.
+    pub logits: Tensor,
     /// The model's law there.
     pub log_p: Tensor,
 }
@@ -63,18 +65,25 @@ impl<D: DiscreteDenoiser> MaskedDiffusion<D> {
         }
     }
 
-    /// The state's law and copy weights, with the graph.
+    /// The state's law and copy weights, with the graph; `train` switches dropout on.
     pub(super) fn visit(
         &self,
         x: Tensor,
         step: &Step,
         soft: Option<&Relaxation>,
+        train: bool,
     ) -> Result<Visited> {
         let b = x.dims()[0];
-        let log_p = self.log_p_x0(&x, &vec![step.sigma; b], true)?;
+        let logits = self.logits(&x, &vec![step.sigma; b], train)?;
+        let log_p = self.substituted(&logits, &x)?;
         let x = x.to_dtype(log_p.dtype())?;
         let copy = self.copy_weights(&x, soft)?;
-        Ok(Visited { x, copy, log_p })
+        Ok(Visited {
+            x,
+            copy,
+            logits,
+            log_p,
+        })
     }
 
     /// One relaxed step: a Gumbel softmax over the next tokens, mixed with what is kept.
@@ -105,10 +114,18 @@ impl<D: DiscreteDenoiser> MaskedDiffusion<D> {
     ) -> Result<Tensor> {
         let b = at.x.dims()[0];
         let (p, log_p) = (at.log_p.exp()?, &at.log_p);
+        if form == KlForm::None {
+            return Ok(Tensor::zeros(b, p.dtype(), &self.device)?);
+        }
         let old = frozen.log_p_x0(&at.x, &vec![step.sigma; b], false)?;
+        // On hard states nothing of the frozen model is differentiated, whatever it is made of.
+        let old = match at.x.track_op() {
+            true => old,
+            false => old.detach(),
+        };
         let gap = (&p * (log_p - &old)?)?;
         let (weights, inner, factor) = match form {
-            KlForm::Path => {
+            KlForm::Path | KlForm::None => {
                 let masked = at.x.narrow(2, self.vocab, 1)?;
                 (masked, gap, (step.masked - step.masked_after) / step.masked)
             }
@@ -118,7 +135,6 @@ impl<D: DiscreteDenoiser> MaskedDiffusion<D> {
                 let inner = (inner.narrow(2, 0, real)? * at.x.narrow(2, 0, real)?)?;
                 (at.copy.clone(), inner, 1.0 / step.masked)
             }
-            KlForm::None => return Ok(Tensor::zeros(b, p.dtype(), &self.device)?),
         };
         let sum = inner.broadcast_mul(&weights)?.sum(2)?.sum(1)?;
         Ok(sum.affine(factor, 0.0)?)
@@ -155,7 +171,7 @@ impl<D: DiscreteDenoiser> MaskedDiffusion<D> {
         let mut x = self.as_input(&state)?;
         for (step, u) in grid.iter().zip(uniforms.chunks(per_step)).skip(hard) {
             states.push(x.clone());
-            let at = self.visit(x, step, Some(relaxation))?;
+            let at = self.visit(x, step, Some(relaxation), false)?;
             let noise = self.noise(u, at.x.dims(), at.x.dtype())?;
             x = self.soft_step(&at, step, relaxation, &noise)?.detach();
         }
@@ -181,20 +197,17 @@ impl<D: DiscreteDenoiser> MaskedDiffusion<D> {
             return Err(Error::shape("uniform numbers", &[uniforms.len()], expected));
         }
         let (mut state, mut sum) = (self.start(batch, length, None)?, 0.0);
-        let config = SampleConfig {
-            cache: !self.time_conditioning,
-            ..SampleConfig::default()
-        };
         let grid = self.schedule.steps(steps, self.clean_time)?;
         for (step, u) in grid.iter().zip(uniforms.chunks(per_step)) {
-            let at = self.visit(self.as_input(&state)?, step, None)?;
+            let at = self.visit(self.as_input(&state)?, step, None, false)?;
             let kl = self.divergence(other, &at, step, KlForm::Path)?;
             sum += kl
                 .detach()
                 .mean_all()?
                 .to_dtype(DType::F64)?
                 .to_scalar::<f64>()?;
-            self.hard_step(&mut state, step, u, &config)?;
+            self.answered(&mut state, &at.logits)?;
+            self.hard_draw(&mut state, step, u);
         }
         Ok(sum)
     }

@@ -62,6 +62,7 @@ use crate::masked_diffusion::{
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use guidance::svdd::{Batch, ReverseKernel};
+use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
 use tensor_core::random::RandomStream;
 
@@ -77,6 +78,19 @@ impl Row {
         Self {
             tokens: Arc::new(tokens),
             logits: Arc::new(OnceLock::new()),
+        }
+    }
+
+    /// What a step makes of it; without logits, which rows without masks need not have, nothing. A
+    /// network that is `timed` is asked about the same tokens again.
+    fn next(&self, mask: u32, step: &Step, uniforms: &[f64], timed: bool) -> Self {
+        let Some(logits) = self.logits.get() else {
+            return self.clone();
+        };
+        match next_tokens(mask, &self.tokens, logits, step, uniforms) {
+            Candidate::Same if !timed => self.clone(),
+            Candidate::Same => Self::new(self.tokens.to_vec()),
+            Candidate::Changed(tokens) => Self::new(tokens),
         }
     }
 }
@@ -272,35 +286,33 @@ impl<'a, D: DiscreteDenoiser> MaskedKernel<'a, D> {
         Ok(())
     }
 
-    /// [`ReverseKernel::propose`] with uniform numbers `[L, K + 1]` for each candidate in turn.
-    pub(crate) fn propose_with(
+    /// [`ReverseKernel::propose`] where a function for each row fills in the uniform numbers
+    /// `[L, K + 1]` of its candidates, one after the other.
+    pub(crate) fn propose_with<F: FnMut(usize, &mut [f64]) + Send>(
         &self,
         x: &Tokens,
         step: usize,
         m: usize,
-        mut uniforms: impl FnMut(usize, &mut [f64]),
+        uniforms: Vec<F>,
     ) -> Result<Tokens> {
-        self.ask(x, step)?;
-        let width = self.model.vocab + 1;
-        let mut u = vec![0.0; x.length * width];
-        let mut rows = Vec::with_capacity(x.rows.len() * m);
-        for (i, row) in x.rows.iter().enumerate() {
-            for j in 0..m {
-                uniforms(i * m + j, &mut u);
-                let Some(logits) = row.logits.get() else {
-                    rows.push(row.clone());
-                    continue;
-                };
-                let step = &self.grid[step];
-                match next_tokens(self.model.mask(), &row.tokens, logits, step, &u) {
-                    Candidate::Same if !self.model.time_conditioning => rows.push(row.clone()),
-                    Candidate::Same => rows.push(Row::new(row.tokens.to_vec())),
-                    Candidate::Changed(tokens) => rows.push(Row::new(tokens)),
-                }
-            }
+        if uniforms.len() != x.rows.len() {
+            let expected = format!("[{}], one for each row", x.rows.len());
+            return Err(Error::shape("streams", &[uniforms.len()], expected));
         }
+        self.ask(x, step)?;
+        let (mask, step) = (self.model.mask(), &self.grid[step]);
+        let timed = self.model.time_conditioning;
+        let candidates = |(row, mut uniforms): (&Row, F)| {
+            let mut u = vec![0.0; x.length * (mask as usize + 1)];
+            let one = |j: usize| {
+                uniforms(j, &mut u);
+                row.next(mask, step, &u, timed)
+            };
+            (0..m).map(one).collect::<Vec<Row>>()
+        };
+        let rows = x.rows.par_iter().zip(uniforms).map(candidates);
         Ok(Tokens {
-            rows,
+            rows: rows.collect::<Vec<_>>().concat(),
             length: x.length,
         })
     }
@@ -329,8 +341,10 @@ impl<D: DiscreteDenoiser> ReverseKernel for MaskedKernel<'_, D> {
         m: usize,
         streams: &mut [RandomStream],
     ) -> guidance::Result<Tokens> {
-        let draw = |k: usize, u: &mut [f64]| streams[k / m].fill_uniform(u);
-        self.propose_with(x, step, m, draw).map_err(outside)
+        let streams = streams.iter_mut();
+        let draws = streams.map(|stream| move |_, u: &mut [f64]| stream.fill_uniform(u));
+        self.propose_with(x, step, m, draws.collect())
+            .map_err(outside)
     }
 
     fn predict_clean(&self, x: &Tokens, done: usize) -> guidance::Result<Tokens> {

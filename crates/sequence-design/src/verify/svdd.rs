@@ -35,12 +35,15 @@ impl ReverseKernel for Given<'_> {
     ) -> guidance::Result<Tokens> {
         let (given, b) = (self.uniforms.shape[1], self.uniforms.shape[2]);
         let per_row: usize = self.uniforms.shape[3..].iter().product();
-        let draw = |k: usize, u: &mut [f64]| {
-            let (row, candidate) = (k / m, k % m);
-            let at = ((step * given + candidate) * b + row) * per_row;
-            u.copy_from_slice(&self.uniforms.values[at..at + per_row]);
+        let values = &self.uniforms.values;
+        let of_row = |row: usize| {
+            move |candidate: usize, u: &mut [f64]| {
+                let at = ((step * given + candidate) * b + row) * per_row;
+                u.copy_from_slice(&values[at..at + per_row]);
+            }
         };
-        let proposed = self.kernel.propose_with(x, step, m, draw);
+        let draws = (0..b).map(of_row).collect();
+        let proposed = self.kernel.propose_with(x, step, m, draws);
         proposed.map_err(|e| candle_core::Error::wrap(e).into())
     }
 

@@ -119,7 +119,8 @@ impl Scenario for Bib {
 
         let config = EncoderConfig::small(ENCODING, LENGTH);
         let vars = SeededVars::new(&trial.stream("features"));
-        let model = KmerTransformer::new(&config, vars.builder(DType::F64, &trial.device))?;
+        KmerTransformer::new(&config, vars.builder(DType::F64, &trial.device))?;
+        let model = KmerTransformer::new(&config, vars.frozen(DType::F64, &trial.device)?)?;
         trial.step(0, 2)?;
         let phi = ENCODING.features_of(&model, &low)?;
         let table = OfflineTable::fit(&phi, &scores, RidgeConfig::default())?;

@@ -2,8 +2,8 @@
 
 use super::pictures::words;
 use super::regulatory::{
-    correlation, denoiser, distinct, guided, motif_logos, oracles, pretrain, triplet_picture,
-    triplets, Oracle, Regulatory, LENGTH,
+    correlation, denoiser, distinct, frozen, guided, motif_logos, oracles, pretrain,
+    triplet_picture, triplets, Oracle, Regulatory, LENGTH,
 };
 use crate::scenario::{
     metric, Arm, Better, Claim, Curve, Data, Definition, Metric, Paper, Role, Scenario, Setting,
@@ -36,7 +36,7 @@ impl Scenario for Drakes {
             krate: "sequence-design",
             module: "masked_diffusion",
             tags: &["sequence", "diffusion", "reward"],
-            version: 3,
+            version: 4,
             summary: "Synthetic regulatory DNA: 6000 sequences of 32 letters from a Markov chain in which two motifs are \
                       planted; the activity counts motifs and punishes an excess of G and C. A convolutional denoiser is \
                       trained for 300 steps of 128, an oracle on each half of the data. 50 updates of 32 trajectories of \
@@ -104,10 +104,7 @@ impl Scenario for Drakes {
         let data = Regulatory::new(&mut trial.stream("data"))?;
         let (vars, model) = denoiser(trial)?;
         pretrain(("drakes", trial), &data, &vars, &model)?;
-        let (frozen_vars, frozen) = denoiser(trial)?;
-        for ((_, to), (_, from)) in frozen_vars.trainable().iter().zip(vars.trainable()) {
-            to.set(&from.as_detached_tensor().copy()?)?;
-        }
+        let frozen = frozen(&vars, trial)?;
         let [guide, judge] = oracles(("drakes", trial), &data)?;
         if matches!(arm.name, "gradient" | "twisted") {
             let size = (SAMPLES, STEPS);

@@ -197,10 +197,6 @@ fn linear(inputs: usize, outputs: usize, vb: VarBuilder) -> Result<Linear> {
     ))
 }
 
-fn swapped(x: &Tensor) -> candle_core::Result<Tensor> {
-    x.transpose(1, 2)?.contiguous()
-}
-
 impl Denoiser {
     fn new(vb: VarBuilder) -> Result<Self> {
         const WIDTH: usize = 32;
@@ -223,12 +219,12 @@ impl Denoiser {
 
 impl DiscreteDenoiser for Denoiser {
     fn logits(&self, x: &Tensor, _: &Tensor, _: bool) -> sequence_design::Result<Tensor> {
-        let mut h = self.first.forward(&swapped(x)?)?;
+        let mut h = self.first.forward_rows(x)?;
         for (norm, conv) in &self.blocks {
-            let rows = norm.forward(&swapped(&h)?)?;
-            h = (h + conv.forward(&swapped(&rows)?)?)?;
+            let change = conv.forward_rows(&norm.forward(&h)?)?;
+            h = (h + change)?;
         }
-        Ok(self.last.forward(&swapped(&h)?)?)
+        Ok(self.last.forward(&h)?)
     }
 }
 
@@ -252,8 +248,8 @@ impl Oracle {
 
     /// Numbers `[B]` of `x` `[B, L, 4]`.
     pub fn score(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let h = self.convs[1].forward(&self.convs[0].forward(&swapped(x)?)?)?;
-        let both = Tensor::cat(&[h.max(2)?, h.mean(2)?], 1)?;
+        let h = self.convs[1].forward_rows(&self.convs[0].forward_rows(x)?)?;
+        let both = Tensor::cat(&[h.max(1)?, h.mean(1)?], 1)?;
         self.head.forward(&both)?.squeeze(1)
     }
 
@@ -267,11 +263,18 @@ impl Oracle {
 /// A denoiser with fresh variables; the same stream gives the same ones.
 pub fn denoiser(trial: &TrialContext) -> Result<(SeededVars, MaskedDiffusion<Denoiser>)> {
     let vars = SeededVars::new(&trial.stream("weights"));
-    let net = Denoiser::new(vars.builder(DType::F32, &trial.device))?;
-    Ok((
-        vars,
-        MaskedDiffusion::new(net, 4, DType::F32, &trial.device)?,
-    ))
+    let model = over(vars.builder(DType::F32, &trial.device), trial)?;
+    Ok((vars, model))
+}
+
+/// The denoiser as it is now, without variables.
+pub fn frozen(vars: &SeededVars, trial: &TrialContext) -> Result<MaskedDiffusion<Denoiser>> {
+    over(vars.frozen(DType::F32, &trial.device)?, trial)
+}
+
+fn over(vb: VarBuilder, trial: &TrialContext) -> Result<MaskedDiffusion<Denoiser>> {
+    let net = Denoiser::new(vb)?;
+    Ok(MaskedDiffusion::new(net, 4, DType::F32, &trial.device)?)
 }
 
 /// Steps of 128 examples that the denoiser and each oracle are trained for.
@@ -321,9 +324,9 @@ pub fn oracles(
         let stream = trial.stream("oracles").split_index("half", half as u64);
         let vars = SeededVars::new(&stream.split("weights"));
         let oracle = Oracle::new(vars.builder(DType::F32, &trial.device))?;
-        let vars = vars.trainable();
-        trained_once((method, trial.seed, 1 + half), &vars, || {
-            let group = ParamGroup::named(vars.clone(), AdamWConfig::adam(2e-3));
+        let all = vars.trainable();
+        trained_once((method, trial.seed, 1 + half), &all, || {
+            let group = ParamGroup::named(all.clone(), AdamWConfig::adam(2e-3));
             let mut adam = AdamW::with_groups(vec![group])?;
             let mut rng = stream.split("batches");
             for step in 0..TRAINING {
@@ -334,13 +337,13 @@ pub fn oracles(
                 let score = oracle.score(&one_hot(&tokens, 4, DType::F32)?)?;
                 let loss = (score - activity)?.sqr()?.mean_all()?;
                 if step == 0 {
-                    grad_check(&[&loss], &vars)?;
+                    grad_check(&[&loss], &all)?;
                 }
                 adam.backward_step(&loss)?;
             }
             Ok(())
         })?;
-        Ok(oracle)
+        Oracle::new(vars.frozen(DType::F32, &trial.device)?)
     };
     Ok([one(0)?, one(1)?])
 }

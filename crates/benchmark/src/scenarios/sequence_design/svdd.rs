@@ -2,7 +2,7 @@
 
 use super::pictures::words;
 use super::regulatory::{
-    denoiser, distinct, guided, motif_logos, oracles, pretrain, triplet_picture, Oracle,
+    denoiser, distinct, frozen, guided, motif_logos, oracles, pretrain, triplet_picture, Oracle,
     Regulatory, LENGTH,
 };
 use super::tilted;
@@ -36,7 +36,7 @@ impl Scenario for SvddScenario {
             krate: "sequence-design",
             module: "svdd",
             tags: &["sequence", "diffusion", "reward"],
-            version: 3,
+            version: 4,
             summary: "Synthetic regulatory DNA and the denoiser and oracles of DRAKES' experiment, steered by the first \
                       oracle in 16 steps, 128 samples. Posterior-mean values (PM) and a value network trained on 60 \
                       roll-outs of 64 (MC), ten candidates, greedy; against the best of ten samples a slot, guidance by the oracle's \
@@ -154,6 +154,7 @@ impl Scenario for SvddScenario {
         let data = Regulatory::new(&mut trial.stream("data"))?;
         let (vars, model) = denoiser(trial)?;
         pretrain(("svdd", trial), &data, &vars, &model)?;
+        let model = frozen(&vars, trial)?;
         let [guide, judge] = oracles(("svdd", trial), &data)?;
         let kernel = MaskedKernel::new(&model, LENGTH, STEPS)?;
         let rng = trial.stream("samples");

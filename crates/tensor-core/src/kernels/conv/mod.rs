@@ -3,15 +3,18 @@
 //!
 //! A [`Window`] says the sizes, [`Map::plan`] how the image is laid out
 //! ([`Source`]) and which outputs are computed together ([`Pass`]); [`Correlate`] makes lines of
-//! outputs and [`Outer`] adds up a weight's gradient, both in register tiles.
+//! outputs and [`Outer`] adds up a weight's gradient, both in register tiles. [`CorrelateRows`] is for
+//! sequences whose channels come last.
 
 mod lanes;
 mod plan;
+mod rows;
 mod tiles;
 
 pub use lanes::Lanes;
 use plan::{forward, input_gradient};
 pub use plan::{Pass, Source, OVERHANG};
+pub use rows::{pack_rows, CorrelateRows, ROW_PANEL};
 pub use tiles::{panels, Correlate, Outer, PAD, PANEL};
 
 /// Sizes of a convolution of one image by one group of channels, of one or two spatial dimensions;
