@@ -124,7 +124,11 @@ impl Scenario for GraphFm {
             regime,
             ..TrainConfig::of(name)
         };
-        let mut curve = Curve::new("training loss", "epoch");
+        let mut curve = match name {
+            // Far below 0, where all others are above.
+            "cca" => Curve::new("training loss of CCA-SSG", "epoch"),
+            _ => Curve::new("training loss", "epoch").log_y(),
+        };
         let fit = |data: &NodeData, curve: Option<&mut Curve>, before: usize| -> Result<_> {
             let vars = SeededVars::new(&trial.stream("weights"));
             let inputs = data.x.dims()?.1;
