@@ -19,6 +19,7 @@ use crate::{Error, Result};
 use candle_core::{DType, Shape, Tensor};
 use rayon::prelude::*;
 use tensor_core::autograd::keeps_graph;
+use tensor_core::kernels::conv::transpose;
 
 /// Which log-probability of a row is wanted.
 #[derive(Debug, Clone)]
@@ -176,11 +177,8 @@ fn log_sums<T: Scalar>(
     for ((possible, x), m) in flat.iter_mut().zip(x).zip(mask) {
         *possible = T::select(*m, *x, low);
     }
-    for (r, row) in flat[..x.len()].chunks_exact(width).enumerate() {
-        for (x, column) in row.iter().zip(columns.iter_mut()) {
-            column[r] = *x;
-        }
-    }
+    let rows = (x.len() / width, width, width);
+    transpose(flat, rows, columns.as_flattened_mut(), ROWS);
     let mut top = [low; ROWS];
     for column in columns.iter() {
         for l in 0..ROWS {

@@ -123,6 +123,12 @@ fn passes(session: &mut Session<'_>) -> Result<()> {
         ("GELU", rows, 8.0, Box::new(|x| Ok(Activation::Gelu.of(x)?))),
         ("softmax", rows, 8.0, Box::new(|x| Ok(softmax(x, 1)?))),
         (
+            "softmax of short rows",
+            &[500_000, 9],
+            8.0,
+            Box::new(|x| Ok(softmax(x, 1)?)),
+        ),
+        (
             "layer norm",
             rows,
             8.0,

@@ -2,6 +2,7 @@
 
 use super::LANES;
 use crate::kernel::Scalar;
+use tensor_core::kernels::conv::transpose;
 
 /// Rows side by side: one of the widest vectors of f32.
 const ROWS: usize = 16;
@@ -21,23 +22,16 @@ fn over_blocks<T: Scalar, const N: usize>(
     f: impl Fn(&mut [&mut [Column<T>]; N]),
 ) {
     let mut blocks: [Block<T>; N] = [[[T::ZERO; ROWS]; LANES]; N];
-    let mut columns = blocks.each_mut().map(|block| &mut block[..width]);
     for (i, out) in out.chunks_mut(ROWS * width).enumerate() {
         let at = i * ROWS * width;
+        let mut columns = blocks.each_mut().map(|block| &mut block[..width]);
         for (columns, source) in columns.iter_mut().zip(sources) {
-            let rows = source[at..at + out.len()].chunks_exact(width);
-            for (r, row) in rows.enumerate() {
-                for (column, x) in columns.iter_mut().zip(row) {
-                    column[r] = *x;
-                }
-            }
+            let rows = (out.len() / width, width, width);
+            transpose(&source[at..], rows, columns.as_flattened_mut(), ROWS);
         }
         f(&mut columns);
-        for (r, row) in out.chunks_exact_mut(width).enumerate() {
-            for (y, column) in row.iter_mut().zip(columns[0].iter()) {
-                *y = column[r];
-            }
-        }
+        let columns = (width, out.len() / width, ROWS);
+        transpose(blocks[0].as_flattened(), columns, out, width);
     }
 }
 
