@@ -120,7 +120,7 @@ pub fn build(
             // Where rows of features add up to 1, biases would fit the mean row and little else.
             encoder: EncoderConfig {
                 bias: false,
-                ..gcn.clone()
+                ..prelu.clone()
             },
             decoder: EncoderConv::Gcn,
             latent,

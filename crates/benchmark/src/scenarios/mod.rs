@@ -44,6 +44,8 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         #[cfg(feature = "nn")]
         Box::new(nn::power_norm::PowerNorm),
         #[cfg(feature = "graph-learning")]
+        Box::new(graph_learning::convolutions::Convolutions),
+        #[cfg(feature = "graph-learning")]
         Box::new(graph_learning::forward_gnn::ForwardGnn),
         #[cfg(feature = "graph-learning")]
         Box::new(graph_learning::w2pgnn::W2pGnn),

@@ -1,25 +1,24 @@
 //! Convergent graph solvers against message passing of fixed depth: potentials of networks larger
 //! than those of training.
 
+use super::molecules::{others, Labeled};
 use crate::scenario::{
     metric, Arm, Better, Claim, Curve, Data, Definition, Metric, Paper, Role, Scenario, Setting,
     TrialContext, TrialOutcome,
 };
 use crate::scenarios::training::scalar;
 use crate::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use candle_nn::{Optimizer, VarBuilder};
 use graph_learning::cgs::{
     conductance_network, CgsConfig, ConductanceNetwork, EncoderConfig, GraphCgs, Solver, StopRule,
 };
-use graph_learning::io::tu_dataset;
 use graph_learning::sparse::Reduce;
 use graph_learning::split::stratified_kfold;
 use graph_learning::{Graph, GraphBatch};
 use nn::init::SeededVars;
 use nn::loss::{accuracy, cross_entropy, Reduction};
 use optim::{AdamW, AdamWConfig, ParamGroup};
-use std::path::Path;
 use tensor_core::autograd::grad_check;
 use tensor_core::random::RandomStream;
 
@@ -302,102 +301,6 @@ const FOLD_EPOCHS: usize = 60;
 /// On PROTEINS, with six times the graphs, of twice the size.
 const PROTEINS_EPOCHS: usize = 20;
 const FOLD_BATCH: usize = 64;
-/// Generated graphs, half of each class.
-const MOLECULES: usize = 160;
-/// Nitrogens, and oxygens, of each.
-const PAIRS: usize = 3;
-
-/// Graphs with a class each, and features of their nodes.
-struct Labeled {
-    graphs: Vec<Graph>,
-    x: Vec<Tensor>,
-    y: Vec<u32>,
-}
-
-impl Labeled {
-    fn new(trial: &TrialContext) -> Result<Self> {
-        if let Some(folder) = &trial.data {
-            return Self::read(folder, "MUTAG");
-        }
-        let mut rng = trial.stream("molecules");
-        let mut drawn = Self {
-            graphs: Vec::with_capacity(MOLECULES),
-            x: Vec::with_capacity(MOLECULES),
-            y: Vec::with_capacity(MOLECULES),
-        };
-        for i in 0..MOLECULES {
-            let bonded = i % 2 == 1;
-            let (graph, x) = molecule(bonded, &mut rng)?;
-            drawn.graphs.push(graph);
-            drawn.x.push(x.to_device(&trial.device)?);
-            drawn.y.push(u32::from(bonded));
-        }
-        Ok(drawn)
-    }
-
-    fn read(folder: &Path, name: &str) -> Result<Self> {
-        let own = folder.join("graphs").join(name.to_lowercase());
-        let read = tu_dataset(own, name)?;
-        // Labels of nodes alone, as is usual.
-        let labels = |x: &Tensor| {
-            let (from, all) = (read.num_node_attributes, x.dims2()?.1);
-            x.narrow(1, from, all - from)
-        };
-        Ok(Self {
-            x: read
-                .x
-                .iter()
-                .map(labels)
-                .collect::<candle_core::Result<_>>()?,
-            graphs: read.graphs,
-            y: read.y,
-        })
-    }
-
-    fn batch(&self, ids: &[u32], trial: &TrialContext) -> Result<Networks> {
-        let of = |i: &u32| self.graphs[*i as usize].clone();
-        let graphs: Vec<Graph> = ids.iter().map(of).collect();
-        let batch = Graph::batch(&graphs)?;
-        let xs: Vec<&Tensor> = ids.iter().map(|i| &self.x[*i as usize]).collect();
-        let x = Tensor::cat(&xs, 0)?.to_device(&trial.device)?;
-        let y: Vec<u32> = ids.iter().map(|i| self.y[*i as usize]).collect();
-        let u = Tensor::zeros((batch.graph().num_edges(), 1), DType::F32, &trial.device)?;
-        let y = Tensor::from_vec(y, ids.len(), &trial.device)?;
-        Ok(Networks { batch, x, u, y })
-    }
-}
-
-/// A ring of 10 to 18 carbons with three nitrogens and three oxygens, one-hot: each nitrogen carries an
-/// oxygen, as in a nitro group, or all six hang from carbons of their own. Both kinds have as many atoms
-/// of each element and as many bonds.
-fn molecule(bonded: bool, rng: &mut RandomStream) -> Result<(Graph, Tensor)> {
-    let carbons = 10 + rng.below(9)?;
-    let mut sites: Vec<u32> = (0..carbons as u32).collect();
-    rng.shuffle(&mut sites)?;
-    let mut bonds: Vec<(u32, u32)> = (0..carbons)
-        .map(|v| (v as u32, ((v + 1) % carbons) as u32))
-        .collect();
-    let mut elements = vec![0u32; carbons];
-    for pair in 0..PAIRS {
-        let nitrogen = elements.len() as u32;
-        let oxygen = nitrogen + 1;
-        elements.extend([1, 2]);
-        bonds.push((sites[2 * pair], nitrogen));
-        let site = if bonded {
-            nitrogen
-        } else {
-            sites[2 * pair + 1]
-        };
-        bonds.push((site, oxygen));
-    }
-    let (from, to): (Vec<u32>, Vec<u32>) = bonds.into_iter().unzip();
-    let (src, dst) = ([&*from, &*to].concat(), [&*to, &*from].concat());
-    let graph = Graph::from_edges(elements.len(), src, dst)?;
-    let x = Tensor::eye(3, DType::F32, &Device::Cpu)?;
-    let elements = Tensor::from_vec(elements, graph.num_nodes(), &Device::Cpu)?;
-    Ok((graph, x.index_select(&elements, 0)?))
-}
-
 fn classes(trial: &TrialContext) -> Result<TrialOutcome> {
     let (accuracy, curve) = class_accuracy(trial, &Labeled::new(trial)?, FOLD_EPOCHS)?;
     let outcome = TrialOutcome::default()
@@ -415,16 +318,10 @@ fn classes(trial: &TrialContext) -> Result<TrialOutcome> {
 /// first fold.
 fn class_accuracy(trial: &TrialContext, data: &Labeled, epochs: usize) -> Result<(f64, Curve)> {
     let folds = stratified_kfold(&data.y, FOLDS, &mut trial.stream("folds"))?;
-    let count = data.y.iter().max().map_or(2, |c| *c as usize + 1);
-    let features = data.x.first().map_or(1, |x| x.dims()[1]);
+    let (features, count) = data.sizes();
     let (mut sum, mut curve) = (0.0, Curve::new("training loss of the first fold", "epoch"));
     for (f, test) in folds.iter().enumerate() {
-        let train: Vec<u32> = folds
-            .iter()
-            .enumerate()
-            .filter(|(g, _)| *g != f)
-            .flat_map(|(_, fold)| fold.clone())
-            .collect();
+        let train = others(&folds, f);
         let vars = SeededVars::new(&trial.stream("weights"));
         let vb = vars.builder(DType::F32, &trial.device);
         let encoder = EncoderConfig {
@@ -453,9 +350,8 @@ fn class_accuracy(trial: &TrialContext, data: &Labeled, epochs: usize) -> Result
             order.shuffle(&mut shuffled)?;
             let (mut total, mut steps) = (0.0, 0.0);
             for ids in shuffled.chunks(FOLD_BATCH) {
-                let batch = data.batch(ids, trial)?;
-                let (logits, _) = model.forward(&batch.batch, &batch.x, &batch.u, None)?;
-                let loss = cross_entropy(&logits, &batch.y, Reduction::Mean)?;
+                let (logits, y) = predicted(&model, data, ids, trial)?;
+                let loss = cross_entropy(&logits, &y, Reduction::Mean)?;
                 total += scalar(&loss)?;
                 steps += 1.0;
                 adam.step(&loss.backward()?)?;
@@ -464,9 +360,21 @@ fn class_accuracy(trial: &TrialContext, data: &Labeled, epochs: usize) -> Result
                 curve.push((epoch + 1) as f64, total / steps);
             }
         }
-        let batch = data.batch(test, trial)?;
-        let (logits, _) = model.forward(&batch.batch, &batch.x, &batch.u, None)?;
-        sum += accuracy(&logits, &batch.y)?;
+        let (logits, y) = predicted(&model, data, test, trial)?;
+        sum += accuracy(&logits, &y)?;
     }
     Ok((sum / FOLDS as f64, curve))
+}
+
+/// The logits and classes of some graphs, whose edges have nothing to say.
+fn predicted(
+    model: &GraphCgs,
+    data: &Labeled,
+    ids: &[u32],
+    trial: &TrialContext,
+) -> Result<(Tensor, Tensor)> {
+    let (batch, x, y) = data.batch(ids, trial)?;
+    let u = Tensor::zeros((batch.graph().num_edges(), 1), DType::F32, &trial.device)?;
+    let (logits, _) = model.forward(&batch, &x, &u, None)?;
+    Ok((logits, y))
 }
