@@ -9,7 +9,9 @@
 //! copied once into a padded buffer in which the inputs of neighboring outputs are neighbors
 //! (a stride splits it into phases), and register tiles of outputs read it in place, for any
 //! kernel, stride, padding, dilation and number of groups. Bias and activation are applied while an
-//! image is in the cache. The bits do not depend on the number of threads.
+//! image is in the cache. The bits do not depend on the number of threads. Sequences whose channels come
+//! last ([`Conv1d::forward_rows`]) are products over shifted rows: the norms and linear layers around
+//! them need no change of layout.
 //!
 //! The layers have the constructors, the configurations and the variables of candle_nn's; there
 //! `conv_transpose1d` has no gradient. Where gradients keep their graph

@@ -44,11 +44,11 @@ impl Scenario for SvddScenario {
                       Exactness: a model of 3 tokens at 2 positions in 3 steps with its exact soft values, 20,000 \
                       samples, against the tilted law.",
             notes: "Rewards are in standard deviations of the data; true activity is known because the data are generated. \
-                    MC is .7 above the best of ten on four seeds of five (1.06 in the mean, .67 on the fifth). A replay \
-                    of the experiment in PyTorch has the same on ten seeds of eleven (1.10 in the mean, .67 to 1.41): \
-                    after 60 roll-outs the value network is far from converged, and seeds differ in how far. With \
-                    240 the seeds 11 to 14 are 1.24 to 1.64 above, the one that fails (14) 1.24, and the replay's \
-                    failing one 1.50. Twisted Monte Carlo reaches higher rewards than SVDD \
+                    MC is .7 above the best of ten on three seeds of five (.97 in the mean, .66 and .48 on the others). A \
+                    replay of the experiment in PyTorch has the same on ten seeds of eleven (1.10 in the mean, .67 to \
+                    1.41): after 60 roll-outs the value network is far from converged, and how far differs between seeds, \
+                    and by .19 between two runs of seed 14 that only round differently. With 240 roll-outs all five \
+                    seeds are .90 to 1.65 above, and the replay's failing one 1.50. Twisted Monte Carlo reaches higher rewards than SVDD \
                     with a population that descends from few samples, as the share of distinct ones shows; each \
                     of SVDD's samples has candidates of its own.",
             data: Data { embedded: "regulatory-dna", real: None },
