@@ -60,6 +60,8 @@ pub fn all() -> Vec<Box<dyn Scenario>> {
         #[cfg(feature = "flows")]
         Box::new(flows::disback::DisBackScenario),
         #[cfg(feature = "guidance")]
+        Box::new(guidance::samplers::Samplers),
+        #[cfg(feature = "guidance")]
         Box::new(guidance::apg::Apg),
         #[cfg(feature = "guidance")]
         Box::new(guidance::adaptive::AdaptiveGuidanceScenario),

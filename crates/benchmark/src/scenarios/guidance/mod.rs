@@ -10,3 +10,4 @@ pub(super) mod gfcg;
 mod judge;
 pub(super) mod ppap;
 pub(super) mod reno;
+pub(super) mod samplers;
