@@ -61,7 +61,7 @@ impl Scenario for Samplers {
                       end, at the same number of evaluations: solvers with two of them a step make half the steps. Levels lie \
                       evenly in ln(alpha / sigma), or in time. The order is the slope of the logarithmic error over 20 to 160 \
                       steps, against 5120 of them, on a ring of twelve Gaussians down to t = 0.05.",
-            notes: "The grid matters as much as the order: on even times 2M wins nothing at 10 evaluations.",
+            notes: "The grid matters as much as the order: on even times 2M has 0.96 of DDIM's error at 10 evaluations.",
             data: Data { embedded: "digits", real: None },
             arms: vec![
                 Arm::new("ddim", "DDIM", Role::Baseline),
