@@ -28,14 +28,16 @@ impl Pass {
     }
 
     fn shape(&self, x: &Shape) -> candle_core::Result<Shape> {
-        let (n, c, h, w) = match self {
-            Self::Mask(_) => return Ok(x.clone()),
-            _ => x.dims4()?,
-        };
         Ok(match *self {
-            Self::Spread { factor, .. } => Shape::from((n, c, h * factor, w * factor)),
-            Self::Sum { factor, .. } => Shape::from((n, c, h / factor, w / factor)),
             Self::Mask(_) => x.clone(),
+            Self::Sum { factor, .. } => {
+                let (n, c, h, w) = x.dims4()?;
+                Shape::from((n, c, h / factor, w / factor))
+            }
+            Self::Spread { factor, .. } => {
+                let (n, c, h, w) = x.dims4()?;
+                Shape::from((n, c, h * factor, w * factor))
+            }
         })
     }
 
